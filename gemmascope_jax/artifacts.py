@@ -1,0 +1,169 @@
+"""Files that say what they are, and are never half written.
+
+Everything the project writes (shards, manifests, checkpoints' side files,
+releases, results) goes through this module: written aside, fsynced, renamed.
+A reader that sees a file under its final name sees a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_TMP_SUFFIX = ".incomplete"
+
+
+class OutOfDiskError(OSError):
+  """The disk filled up while an artefact was being written."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a binary file that appears at `path` only once it is complete.
+
+  Args:
+    path: final name; parent folders are created.
+
+  Yields:
+    A writable binary file. On a clean exit it is flushed, fsynced and renamed
+    to `path`; on an exception it is removed and `path` is left as it was.
+
+  Raises:
+    OutOfDiskError: the device is full; nothing at `path` was touched.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  aside = path.with_name(f"{path.name}.{os.getpid()}{_TMP_SUFFIX}")
+  try:
+    with open(aside, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(aside, path)
+    _fsync_folder(path.parent)
+  except BaseException as error:
+    aside.unlink(missing_ok=True)
+    if isinstance(error, OSError) and error.errno in (
+      errno.ENOSPC,
+      errno.EDQUOT,
+    ):
+      raise OutOfDiskError(
+        error.errno,
+        f"out of disk while writing {path}: nothing was lost; free space on"
+        " that disk (or point --config.workdir elsewhere) and run the same"
+        " command again",
+      ) from error
+    raise
+
+
+def _fsync_folder(folder: pathlib.Path) -> None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes `value` as indented, key-sorted JSON; the same value, same bytes."""
+  text = json.dumps(value, indent=2, sort_keys=True, default=_jsonable)
+  with atomic_write(path) as file:
+    file.write(text.encode() + b"\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON artefact.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: the file is not JSON; names the file.
+  """
+  with open(path, encoding="utf-8") as file:
+    try:
+      return json.load(file)
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
+  """Writes one `.npy` file atomically."""
+  with atomic_write(path) as file:
+    np.save(file, np.ascontiguousarray(array))
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes UTF-8 text atomically."""
+  with atomic_write(path) as file:
+    file.write(text.encode())
+
+
+def _jsonable(value: Any) -> Any:
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return dataclasses.asdict(value)
+  if hasattr(value, "to_dict"):
+    return value.to_dict()
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  if isinstance(value, (set, frozenset)):
+    return sorted(value)
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  raise TypeError(f"{type(value).__name__} can't be written as JSON: {value!r}")
+
+
+def sha256_file(
+  path: str | os.PathLike,
+  progress: Callable[[int], None] | None = None,
+) -> str:
+  """Hex SHA-256 of a file's bytes, read in chunks of 8 MiB."""
+  digest = hashlib.sha256()
+  with open(path, "rb") as file:
+    while chunk := file.read(8 << 20):
+      digest.update(chunk)
+      if progress:
+        progress(len(chunk))
+  return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+  """First 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
+  text = json.dumps(value, sort_keys=True, default=_jsonable)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_version() -> str:
+  """The package's version, with the git commit where there is one."""
+  from gemmascope_jax import __version__
+
+  root = pathlib.Path(__file__).resolve().parent.parent
+  git = ["git", "-C", str(root)]
+  try:
+    if not (root / ".git").exists():
+      return __version__
+    commit = subprocess.check_output(
+      [*git, "rev-parse", "--short=12", "HEAD"],
+      stderr=subprocess.DEVNULL,
+      text=True,
+    ).strip()
+    changed = subprocess.check_output(
+      [*git, "status", "--porcelain", "--untracked-files=no"],
+      stderr=subprocess.DEVNULL,
+      text=True,
+    ).strip()
+  except (OSError, subprocess.CalledProcessError):
+    return __version__
+  return f"{__version__}+{commit}{'.modified' if changed else ''}"

@@ -1,0 +1,20 @@
+"""Process-wide settings that must be in place before jax is imported."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight virtual devices on however few cores there are: the CPU client's
+# thread pool must not be smaller than the number of devices, or steps that
+# wait for a collective starve the ones that would complete it.
+os.environ.setdefault("PJRT_NPROC", "16")
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
+  + " --xla_allow_excess_precision=false"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
