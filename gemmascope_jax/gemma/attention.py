@@ -1,0 +1,163 @@
+"""Grouped-query attention with a sliding window, up to before W_O.
+
+Letters: S sequences, T tokens, Q queries and R keys of one block, D width,
+N query heads, K key-value heads, G = N / K, H head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemmascope_jax.gemma.config import GemmaConfig
+from gemmascope_jax.gemma.layers import Precision, RMSNorm, apply_rope
+
+Array = jax.Array
+
+# Finite, so that a query that sees no key (padding) gives no NaN.
+_HIDDEN = -(2.0**126)
+
+# Queries are taken in blocks; a block's keys end with it and, in local layers,
+# start a window before it. That skips work that causality would throw away.
+_MIN_BLOCK = 128
+_MAX_BLOCKS = 8
+
+
+class Attention(nn.Module):
+  """Queries, keys and values; attention; W_O."""
+
+  config: GemmaConfig
+  local: bool
+  dtype: jnp.dtype
+  precision: Precision
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    rope: tuple[Array, Array],
+    mask: Array | None,
+    between: Callable[[Array], Array],
+  ) -> Array:
+    """Attends.
+
+    Args:
+      x: [S, T, D], normalised.
+      rope: this kind of layer's tables, from `layers.rope_tables`.
+      mask: bool [S, T], True for real tokens; None: all are.
+      between: applied to the heads side by side, [S, T, N * H], before W_O.
+
+    Returns:
+      [S, T, D].
+    """
+    config = self.config
+    init = nn.initializers.normal(0.02)
+
+    def project(name: str, heads: int) -> Array:
+      shape = (config.width, heads, config.head_dim)
+      weight = self.param(name, init, shape, self.dtype)
+      return jnp.einsum("std,dnh->stnh", x, weight, precision=self.precision)
+
+    q = project("q", config.num_heads)
+    k = project("k", config.num_kv_heads)
+    v = project("v", config.num_kv_heads)
+    if config.qk_norm:
+      q = RMSNorm(config.norm_eps, self.dtype, name="q_norm")(q)
+      k = RMSNorm(config.norm_eps, self.dtype, name="k_norm")(k)
+    z = attend(
+      apply_rope(q, rope, config.query_pre_attn_scalar**-0.5),
+      apply_rope(k, rope, 1.0),
+      v,
+      mask,
+      window=config.window if self.local else None,
+      softcap=config.attn_softcap,
+      precision=self.precision,
+    )
+    z = between(z.reshape(*x.shape[:-1], -1))
+    weight = self.param(
+      "o", init, (config.num_heads, config.head_dim, config.width), self.dtype
+    )
+    return jnp.einsum(
+      "stz,zd->std",
+      z,
+      weight.reshape(-1, config.width),
+      precision=self.precision,
+    )
+
+
+def attend(
+  q: Array,
+  k: Array,
+  v: Array,
+  mask: Array | None = None,
+  *,
+  window: int | None,
+  softcap: float | None,
+  precision: Precision,
+) -> Array:
+  """Causal attention, soft-capped before the mask, softmax in float32.
+
+  Args:
+    q: [S, T, N, H], scaled.
+    k: [S, T, K, H].
+    v: [S, T, K, H].
+    mask: bool [S, T], True for real tokens: others are no keys. None: all are.
+    window: query i sees keys j with 0 <= i - j < window; None: all before it.
+    softcap: scores become cap * tanh(score / cap); None: they stay.
+    precision: of the matrix products.
+
+  Returns:
+    [S, T, N, H] in the dtype of v. Finite even where no key is seen.
+  """
+  tokens = q.shape[1]
+  block = max(_MIN_BLOCK, -(-tokens // _MAX_BLOCKS))
+  outputs = []
+  for start in range(0, tokens, block):
+    stop = min(start + block, tokens)
+    first = 0 if window is None else max(0, start - window + 1)
+    behind = (start + jnp.arange(stop - start))[:, None] - (
+      first + jnp.arange(stop - first)
+    )[None, :]
+    visible = behind >= 0
+    if window is not None:
+      visible &= behind < window
+    visible = visible[None, None, :, None, :]
+    if mask is not None:
+      visible &= mask[:, None, None, None, first:stop]
+    outputs.append(
+      _attend_block(
+        q[:, start:stop],
+        k[:, first:stop],
+        v[:, first:stop],
+        visible,
+        softcap,
+        precision,
+      )
+    )
+  return jnp.concatenate(outputs, axis=1)
+
+
+def _attend_block(q, k, v, visible, softcap, precision) -> Array:
+  """[S,Q,N,H], [S,R,K,H] twice, bool [S,1,Q,1,R] -> [S,Q,N,H]."""
+  sequences, queries, heads, width = q.shape
+  grouped = q.reshape(sequences, queries, k.shape[2], -1, width)
+  scores = jnp.einsum(
+    "sqkgh,srkh->skqgr",
+    grouped,
+    k,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  if softcap is not None:
+    scores = softcap * jnp.tanh(scores / softcap)
+  scores = jnp.where(visible, scores, _HIDDEN)
+  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+  out = jnp.einsum(
+    "skqgr,srkh->sqkgh", weights.astype(v.dtype), v, precision=precision
+  )
+  return out.reshape(sequences, queries, heads, width)

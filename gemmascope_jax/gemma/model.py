@@ -1,0 +1,325 @@
+"""Gemma's forward pass: a pure function with taps and edits.
+
+Layers are a Python loop over separate parameters, not a scan: it compiles in
+seconds, needs the least memory, follows the checkpoints' layout, and stops (or
+starts) at any layer with only those layers' parameters present.
+
+Letters: S sequences, T tokens, D width, V vocabulary, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gemmascope_jax.gemma import sites
+from gemmascope_jax.gemma.attention import Attention
+from gemmascope_jax.gemma.config import GemmaConfig
+from gemmascope_jax.gemma.layers import MLP, Precision, RMSNorm, rope_tables
+
+Array = jax.Array
+Edit = Callable[[Array], Array]
+Params = Mapping[str, Any]
+
+# The precision of every matrix product, unless a call says otherwise: float32
+# products in full float32 wherever they run (paper, 3.2; architecture, 6).
+PRECISION = "highest"
+
+
+class Output(flax.struct.PyTreeNode):
+  """What `forward` returns.
+
+  Attributes:
+    logits: float32 [S, T, V], soft-capped, or None.
+    acts: activation [S, T, width of the site] for each tapped site.
+    residual: [S, T, D], the stream after the last layer that ran, before the
+      final norm: what `token_losses` reads.
+  """
+
+  logits: Array | None
+  acts: dict[str, Array]
+  residual: Array
+
+
+class Embedder(nn.Module):
+  """Token embeddings, tied with the unembedding."""
+
+  config: GemmaConfig
+  dtype: jnp.dtype
+
+  def setup(self):
+    """Declares the table."""
+    shape = (self.config.vocab_size, self.config.width)
+    self.embedding = self.param(
+      "embedding", nn.initializers.normal(0.02), shape, self.dtype
+    )
+
+  def encode(self, tokens: Array) -> Array:
+    """int [S, T] -> [S, T, D]; a token outside the vocabulary gives NaN."""
+    # The multiplier is rounded to the activations' dtype, as in training:
+    # 59.75 and not 59.87 for 9B in bfloat16 (paper, section 10).
+    scale = jnp.asarray(self.config.width**0.5, self.dtype)
+    return jnp.take(self.embedding, tokens, axis=0, mode="fill") * scale
+
+  def decode(self, x: Array, precision: Precision) -> Array:
+    """Normalised [S, T, D] -> soft-capped logits, float32 [S, T, V]."""
+    logits = jnp.einsum(
+      "std,vd->stv",
+      x,
+      self.embedding,
+      precision=precision,
+      preferred_element_type=jnp.float32,
+    )
+    cap = self.config.final_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+class Block(nn.Module):
+  """One layer: attention, then the MLP, each between two norms."""
+
+  config: GemmaConfig
+  layer: int
+  dtype: jnp.dtype
+  precision: Precision
+  taps: frozenset[sites.Site]
+  edits: Mapping[sites.Site, Edit]
+
+  @nn.compact
+  def __call__(
+    self, x: Array, rope: tuple[Array, Array], mask: Array | None
+  ) -> tuple[Array, dict[sites.Site, Array]]:
+    """[S, T, D] -> the stream after the block, and the tapped activations."""
+    config = self.config
+    acts = {}
+
+    def visit(kind: str, value: Array) -> Array:
+      """Records the value of a site, and returns it or its replacement."""
+      site = sites.Site(kind, self.layer)
+      seen = value.astype(self.dtype)
+      if site in self.taps:
+        acts[site] = seen
+      if site not in self.edits:
+        return value
+      edited = jnp.asarray(self.edits[site](seen))
+      if edited.shape != seen.shape:
+        raise ValueError(
+          f"the edit of site {site} returned shape {edited.shape}: expected"
+          f" {seen.shape}"
+        )
+      return edited.astype(value.dtype)
+
+    norm = functools.partial(RMSNorm, config.norm_eps, self.dtype)
+    y = norm(name="pre_attention_norm")(x)
+    local = config.is_local(self.layer)
+    y = Attention(config, local, self.dtype, self.precision, name="attn")(
+      y, rope, mask, functools.partial(visit, "att")
+    )
+    x = x + norm(name="post_attention_norm")(y)
+    y = norm(name="pre_mlp_norm")(x, functools.partial(visit, "mlp_in"))
+    y = MLP(config.mlp_width, self.dtype, self.precision, name="mlp")(y)
+    x = x + visit("mlp", norm(name="post_mlp_norm")(y))
+    return visit("res", x), acts
+
+
+class Model(nn.Module):
+  """The whole model as linen; use it through `forward` and `init`."""
+
+  config: GemmaConfig
+  dtype: jnp.dtype
+  precision: Precision = PRECISION
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Array,
+    mask: Array | None,
+    taps: frozenset[sites.Site],
+    edits: Mapping[sites.Site, Edit],
+    layers: range,
+    stream: Array | None,
+    logits: bool,
+  ) -> tuple[Array | None, dict[sites.Site, Array], Array]:
+    """Runs `layers` on the embeddings, or on `stream` if it is given."""
+    config = self.config
+    embedder = Embedder(config, self.dtype, name="embedder")
+    x = embedder.encode(tokens) if stream is None else stream
+    positions = _positions(tokens.shape[1], mask)
+    ropes = {
+      True: rope_tables(positions, config.head_dim, config.rope_base_local),
+      False: rope_tables(
+        positions,
+        config.head_dim,
+        config.rope_base_global,
+        config.rope_factor_global,
+      ),
+    }
+    acts = {}
+    for layer in layers:
+      block = Block(
+        config,
+        layer,
+        self.dtype,
+        self.precision,
+        frozenset(site for site in taps if site.layer == layer),
+        {site: edit for site, edit in edits.items() if site.layer == layer},
+        name=f"layer_{layer}",
+      )
+      x, seen = block(x, ropes[config.is_local(layer)], mask)
+      acts |= seen
+    if not logits:
+      return None, acts, x
+    y = RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x)
+    return embedder.decode(y, self.precision), acts, x
+
+
+def _positions(tokens: int, mask: Array | None) -> Array:
+  """int32 [S, T]: real tokens before this one; [1, T] without a mask."""
+  if mask is None:
+    return jnp.arange(tokens, dtype=jnp.int32)[None]
+  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+
+
+def forward(
+  config: GemmaConfig,
+  params: Params,
+  tokens: Array,
+  *,
+  taps: Iterable[str | sites.Site] = (),
+  edits: Mapping[str | sites.Site, Edit] | None = None,
+  num_layers: int | None = None,
+  mask: Array | None = None,
+  logits: bool = True,
+  start: tuple[int, Array] | None = None,
+  precision: Precision = PRECISION,
+) -> Output:
+  """Runs the model.
+
+  Pure; under `jax.jit`, config, taps, edits, num_layers and precision are
+  static. Differentiable in params, in `start` and through the edits.
+
+  Args:
+    config: the architecture.
+    params: its parameters; only layers that run need to be there. Their dtype
+      (float32 or bfloat16) is that of the activations; norms and softmax are
+      computed in float32 whatever it is.
+    tokens: int [S, T].
+    taps: sites to return, such as "res.12".
+    edits: for each site to replace, a pure function [S, T, width] -> the same
+      shape: an SAE's reconstruction, an ablation, a steering vector. Its
+      result is cast to the activations' dtype. A site both tapped and edited
+      returns its value before the edit. An edit of `mlp_in.L` is made before
+      the norm's gain is applied.
+    num_layers: run layers 0..num_layers-1 only, without logits; None: all.
+    mask: bool [S, T], True for real tokens. Padding may stand on either side;
+      positions count real tokens, and padding is no key. What is returned at
+      padding is finite and means nothing. None: all tokens are real.
+    logits: False: leave the logits out (float32 [S, T, V] is large; see
+      `token_losses`).
+    start: (layer, residual [S, T, D]): begin at block `layer` with this
+      stream, as `res.{layer-1}` would give; the tokens then only give the
+      shape. For variants that share the layers before a splice.
+    precision: of every matrix product, as `jax.lax.Precision`.
+
+  Returns:
+    The logits, the tapped activations and the last residual stream.
+
+  Raises:
+    ValueError: a site that the model lacks or that does not run, a layer whose
+      parameters are missing, a number of layers out of range, an edit that
+      changes the shape, a residual stream of another shape.
+  """
+  total = config.num_layers
+  first, stream = (0, None) if start is None else start
+  last = total if num_layers is None else num_layers
+  if not 0 <= first <= last <= total:
+    raise ValueError(
+      f"layers {first}..{last - 1}: {config.name} has layers 0..{total - 1};"
+      " expected 0 <= start <= num_layers <= that number"
+    )
+  if stream is not None and stream.shape != (*tokens.shape, config.width):
+    raise ValueError(
+      f"start: a residual stream of shape {stream.shape}, expected"
+      f" {(*tokens.shape, config.width)}: tokens and width of {config.name}"
+    )
+  layers = range(first, last)
+  names = {name: _runs(config, name, layers) for name in taps}
+  edits = {
+    _runs(config, name, layers): edit for name, edit in (edits or {}).items()
+  }
+  with_logits = logits and num_layers is None
+  dtype = _require(config, params, layers, with_logits, stream)
+  if stream is not None:
+    stream = stream.astype(dtype)
+  model = Model(config, dtype, precision)
+  found, acts, residual = model.apply(
+    {"params": params},
+    tokens,
+    mask,
+    frozenset(names.values()),
+    edits,
+    layers,
+    stream,
+    with_logits,
+  )
+  return Output(
+    logits=found,
+    acts={str(name): acts[site] for name, site in names.items()},
+    residual=residual,
+  )
+
+
+def _runs(config: GemmaConfig, name: str | sites.Site, layers: range):
+  """The parsed site, of a layer that runs."""
+  site = sites.check(config, name)
+  if site.layer not in layers:
+    raise ValueError(
+      f"site {site}: only layers {layers.start}..{layers.stop - 1} of"
+      f" {config.name} run here; change num_layers or start"
+    )
+  return site
+
+
+def _require(config, params, layers, logits, stream) -> jnp.dtype:
+  """Checks that the parameters needed are there; returns their dtype."""
+  needed = [f"layer_{layer}" for layer in layers]
+  if stream is None or logits:
+    needed.append("embedder")
+  if logits:
+    needed.append("final_norm")
+  missing = [name for name in needed if name not in params]
+  if missing:
+    raise ValueError(
+      f"parameters of {config.name}: {', '.join(missing)} missing; load more"
+      " layers, or run fewer (num_layers)"
+    )
+  leaves = jax.tree.leaves([params[name] for name in needed])
+  return leaves[0].dtype if leaves else stream.dtype
+
+
+def init(
+  config: GemmaConfig, key: Array, dtype: Any = jnp.float32
+) -> dict[str, Any]:
+  """Random parameters: normal with deviation 0.02, norm scales zero.
+
+  For tests and, through `jax.eval_shape`, for shapes without numbers.
+
+  Args:
+    config: the architecture.
+    key: a JAX random key.
+    dtype: of all parameters.
+
+  Returns:
+    The tree of parameters, nested dicts of [...] arrays.
+  """
+  model = Model(config, jnp.dtype(dtype))
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  layers = range(config.num_layers)
+  return model.init(key, tokens, None, frozenset(), {}, layers, None, True)[
+    "params"
+  ]
