@@ -77,9 +77,16 @@ def _fsync_folder(folder: pathlib.Path) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes `value` as indented, key-sorted JSON; the same value, same bytes."""
-  text = json.dumps(value, indent=2, sort_keys=True, default=_jsonable)
+  text = json.dumps(
+    value, indent=2, sort_keys=True, default=_jsonable, allow_nan=False
+  )
   with atomic_write(path) as file:
     file.write(text.encode() + b"\n")
+
+
+def canonical_json(value: Any) -> str:
+  """One line of key-sorted JSON; equal values give equal strings."""
+  return json.dumps(value, sort_keys=True, default=_jsonable)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -140,8 +147,7 @@ def sha256_file(
 
 def fingerprint(value: Any) -> str:
   """First 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
-  text = json.dumps(value, sort_keys=True, default=_jsonable)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
 @functools.cache

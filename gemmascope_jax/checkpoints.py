@@ -1,0 +1,167 @@
+"""The only importer of Orbax.
+
+Orbax is imported on first use: most programs that import the package never
+touch a checkpoint, and the import takes a good part of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+  """Whether a folder is itself an Orbax checkpoint of a tree of arrays."""
+  path = pathlib.Path(path)
+  # `_METADATA` describes a tree (`v1` keeps it in a folder below), `checkpoint`
+  # did in the oldest files.
+  return any(
+    (path / name).is_file()
+    for name in ("_METADATA", "_CHECKPOINT_METADATA", "orbax.checkpoint")
+  ) or ((path / "checkpoint").is_file() and (path / "_sharding").is_file())
+
+
+def tree_shapes(path: str | os.PathLike) -> dict[str, Any]:
+  """Names, shapes and dtypes of a checkpoint's arrays, without reading them.
+
+  Args:
+    path: folder of a checkpoint of a tree of arrays, of Orbax's v0 or v1.
+
+  Returns:
+    Nested dicts, as they were saved, of `jax.ShapeDtypeStruct`.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: it is no checkpoint, or a damaged one.
+  """
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _metadata(path)
+  )
+
+
+def load_raw_tree(
+  path: str | os.PathLike, keep: Callable[[str], bool] = lambda path: True
+) -> dict[str, Any]:
+  """A checkpoint's arrays in host memory, on whatever devices it was saved.
+
+  Args:
+    path: folder of a checkpoint of a tree of arrays, of Orbax's v0 or v1.
+    keep: whether to read the array at a path, its keys joined by slashes. The
+      others are not read from disk and are missing from the result.
+
+  Returns:
+    Nested dicts, as they were saved, of `np.ndarray` (bfloat16 by ml_dtypes).
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: it is no checkpoint, or a damaged one: a file is missing or cut.
+  """
+  from orbax.checkpoint import v1 as ocp
+
+  def abstract(keys, leaf):
+    name = jax.tree_util.keystr(keys, simple=True, separator="/")
+    # An abstract array of NumPy's kind is restored as one: no devices needed.
+    return np.empty(leaf.shape, leaf.dtype) if keep(name) else ocp.PLACEHOLDER
+
+  wanted = jax.tree_util.tree_map_with_path(abstract, _metadata(path))
+  try:
+    tree = ocp.load(path, wanted)
+  except Exception as error:  # what a damaged file raises is not documented
+    raise ValueError(
+      f"Orbax checkpoint {path} can't be read, a file is missing or cut short:"
+      f" copy it again ({type(error).__name__}: {str(error)[:300]})"
+    ) from error
+  return _without(tree, ocp.PLACEHOLDER)
+
+
+def _metadata(path: str | os.PathLike) -> Any:
+  """Orbax's tree of array descriptions."""
+  from orbax.checkpoint import v1 as ocp
+
+  if not pathlib.Path(path).is_dir():
+    raise FileNotFoundError(f"Orbax checkpoint {path}: no such folder")
+  try:
+    tree = ocp.metadata(path).metadata
+  except Exception as error:
+    raise ValueError(
+      f"folder {path} is no whole Orbax checkpoint: its description can't be"
+      f" read ({type(error).__name__}: {str(error)[:300]})"
+    ) from error
+  if not isinstance(tree, dict) or not tree:
+    raise ValueError(f"Orbax checkpoint {path} holds no tree of arrays")
+  return tree
+
+
+def _without(tree: Any, mark: Any) -> Any:
+  """The tree without leaves that are `mark` and dicts that they empty."""
+  if not isinstance(tree, dict):
+    return tree
+  kept = {
+    key: _without(value, mark)
+    for key, value in tree.items()
+    if value is not mark
+  }
+  return {
+    key: value
+    for key, value in kept.items()
+    if not (isinstance(value, dict) and not value)
+  }
+
+
+class Run:
+  """The checkpoints of one training run, one folder a step.
+
+  Saving is asynchronous and atomic (a half-written step is not listed and is
+  cleaned up); a restore lands on the shardings of the tree that it is given,
+  so it may be on other devices than the save was.
+
+  Args:
+    folder: where the steps live; made.
+    keep: how many of the latest are kept.
+  """
+
+  def __init__(self, folder: str | os.PathLike, keep: int):
+    from orbax.checkpoint import v1 as ocp
+
+    self._checkpointer = ocp.training.Checkpointer(
+      pathlib.Path(folder).resolve(),
+      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self) -> Run:
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._checkpointer.close()
+
+  @property
+  def latest(self) -> int | None:
+    """The last whole step, or None."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts writing `state`, a pytree of arrays, as `step`.
+
+    Returns once the arrays were copied, so their buffers may be donated.
+    """
+    self._checkpointer.save_checkpointables_async(step, {"state": state})
+
+  def restore(self, step: int, like: Any) -> Any:
+    """Reads `step` into the structure, dtypes and shardings of `like`.
+
+    Raises:
+      ValueError: the checkpoint does not fit that structure.
+    """
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    found = self._checkpointer.load_checkpointables(step, {"state": abstract})
+    return found["state"]

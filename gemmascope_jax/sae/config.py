@@ -1,0 +1,126 @@
+"""Every number of an SAE's training recipe, with the paper's value as default.
+
+Sources: GS = Gemma Scope (2408.05147), section in brackets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+FAMILIES = ("jumprelu",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How one SAE is trained; frozen and hashable, so it can be a static arg.
+
+  Attributes:
+    family: architecture; see `FAMILIES`.
+    width: number of latents M (GS Table 1: 2^14 .. 2^20).
+    sparsity_coefficient: lambda of eq. 4. The paper names 6e-4 and 1e-3 and
+      sweeps the rest.
+    batch_size: activation rows a step (GS 3.2: 4,096).
+    steps: optimizer steps (GS 3.1: 4B tokens at width 2^14 = 976,563 steps).
+    learning_rate: GS 3.2: 7e-5 for every run.
+    learning_rate_warmup_steps: GS 3.2: cosine-shaped over 1,000 steps ...
+    learning_rate_warmup_start: ... from 0.1 of the learning rate.
+    learning_rate_decay_share: share of the steps, at the end, over which the
+      learning rate falls linearly to zero. GS mentions none: 0.
+    bias_learning_rate_scale: multiplies the learning rate of b_enc, b_dec and
+      the thresholds. GS: one rate for all: 1. These parameters live on the
+      scale of the pre-activations, which Adam's fixed step size ignores, so a
+      short run with a high learning rate needs a smaller one here.
+    adam_b1: GS 3.2: 0 (no first moment is kept then).
+    adam_b2: GS 3.2: 0.999.
+    adam_eps: GS 3.2: 1e-8.
+    sparsity_warmup_steps: GS 3.2: lambda rises linearly over 10,000 steps.
+    bandwidth: GS 3.2 and footnote 5: 0.001, for inputs of unit mean square
+      norm.
+    threshold_init: GS 3.2: 0.001 for every latent ...
+    threshold_init_l0: ... unless this is set: then each latent's threshold
+      starts at the quantile of its own pre-activations (on the first batch)
+      at which that many latents fire on an average row.
+    decoder_init: "he_uniform" (GS 3.2) or "rows": unit-length, centred
+      rows of the first batches, for runs too short to find directions
+      from nothing.
+    bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
+    pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
+    normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1); "none" by 1.
+    matmul_precision: `jax.lax.Precision` of the step's products; GS 3.3.2:
+      32-bit throughout: "highest".
+  """
+
+  family: str = "jumprelu"
+  width: int = 2**14
+  sparsity_coefficient: float = 6e-4
+  batch_size: int = 4096
+  steps: int = 976_563
+  learning_rate: float = 7e-5
+  learning_rate_warmup_steps: int = 1_000
+  learning_rate_warmup_start: float = 0.1
+  learning_rate_decay_share: float = 0.0
+  bias_learning_rate_scale: float = 1.0
+  adam_b1: float = 0.0
+  adam_b2: float = 0.999
+  adam_eps: float = 1e-8
+  sparsity_warmup_steps: int = 10_000
+  bandwidth: float = 1e-3
+  threshold_init: float = 1e-3
+  threshold_init_l0: float | None = None
+  decoder_init: str = "he_uniform"
+  bias_init: str = "zeros"
+  pre_encoder_bias: bool = True
+  normalise: str = "rms"
+  matmul_precision: str = "highest"
+
+  def __post_init__(self):
+    for field, allowed in (
+      ("family", FAMILIES),
+      ("decoder_init", ("he_uniform", "rows")),
+      ("bias_init", ("zeros", "mean")),
+      ("normalise", ("rms", "none")),
+      ("matmul_precision", ("default", "high", "highest")),
+    ):
+      if getattr(self, field) not in allowed:
+        raise ValueError(
+          f"recipe.{field} is {getattr(self, field)!r}; expected one of"
+          f" {', '.join(allowed)}"
+        )
+    for field in ("width", "batch_size", "steps", "learning_rate"):
+      if getattr(self, field) <= 0:
+        raise ValueError(
+          f"recipe.{field} is {getattr(self, field)}; it must be positive"
+        )
+    for field in ("bandwidth", "threshold_init"):
+      if not getattr(self, field) > 0:
+        raise ValueError(
+          f"recipe.{field} is {getattr(self, field)}; it must be positive"
+          " (a rectangle kernel of no width trains no threshold)"
+        )
+    if self.sparsity_coefficient < 0:
+      raise ValueError(
+        f"recipe.sparsity_coefficient is {self.sparsity_coefficient}; it must"
+        " not be negative"
+      )
+
+  @property
+  def name(self) -> str:
+    """Short name of the member in tables, logs and folders."""
+    return f"{self.family} M={self.width} lambda={self.sparsity_coefficient:g}"
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    """Builds a recipe, refusing keys that do not exist.
+
+    Raises:
+      ValueError: an unknown key; names it and the known ones.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+      raise ValueError(
+        f"unknown recipe key {', '.join(unknown)}; known keys:"
+        f" {', '.join(sorted(known))}"
+      )
+    return cls(**values)

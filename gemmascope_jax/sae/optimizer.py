@@ -1,0 +1,138 @@
+"""Adam as Gemma Scope uses it, and the unit-norm constraint on the decoder.
+
+GS 3.2: beta1 = 0, beta2 = 0.999, eps = 1e-8; the gradient component parallel
+to each latent's direction is removed before Adam, and the directions are
+renormalised after every update; the learning rate warms up along a half cosine
+from a tenth of its value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.jumprelu import Params, unit_rows
+
+
+class SecondMomentState(NamedTuple):
+  """State of `scale_by_second_moment`: a step count and one moment a leaf."""
+
+  count: jax.Array
+  nu: optax.Updates
+
+
+def scale_by_second_moment(
+  b2: float, eps: float
+) -> optax.GradientTransformation:
+  """`optax.scale_by_adam(b1=0)` without storing the unused first moment.
+
+  With beta1 = 0 the first moment is the gradient itself, so keeping it costs a
+  third of the optimizer's memory for nothing.
+
+  Args:
+    b2: decay of the second moment, bias-corrected as in Adam.
+    eps: added to the root of the second moment.
+  """
+
+  def init(params):
+    return SecondMomentState(
+      jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params)
+    )
+
+  def update(updates, state, params=None):
+    del params
+    count = state.count + 1
+    nu = jax.tree.map(
+      lambda g, v: (1 - b2) * jnp.square(g) + b2 * v, updates, state.nu
+    )
+    correction = 1 - b2 ** count.astype(jnp.float32)
+    updates = jax.tree.map(
+      lambda g, v: g / (jnp.sqrt(v / correction) + eps), updates, nu
+    )
+    return updates, SecondMomentState(count, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def learning_rate(recipe: Recipe, step: jax.Array) -> jax.Array:
+  """The schedule: half-cosine warm-up, constant, optional linear decay.
+
+  Args:
+    recipe: see `Recipe`.
+    step: int, the number of updates made before this one.
+
+  Returns:
+    float32 scalar.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  warmup = recipe.learning_rate_warmup_steps
+  progress = jnp.clip(step / max(warmup, 1), 0, 1) if warmup else 1.0
+  start = recipe.learning_rate_warmup_start
+  rise = start + (1 - start) * 0.5 * (1 - jnp.cos(jnp.pi * progress))
+  decay_steps = recipe.learning_rate_decay_share * recipe.steps
+  fall = 1.0
+  if decay_steps:
+    fall = jnp.clip((recipe.steps - step) / decay_steps, 0, 1)
+  return recipe.learning_rate * rise * fall
+
+
+def sparsity(recipe: Recipe, coefficient: jax.Array, step: jax.Array):
+  """lambda at `step`: linear from 0 over the warm-up (GS 3.2)."""
+  warmup = recipe.sparsity_warmup_steps
+  if not warmup:
+    return coefficient
+  step = jnp.asarray(step, jnp.float32)
+  return coefficient * jnp.minimum(1, step / warmup)
+
+
+def adam(recipe: Recipe) -> optax.GradientTransformation:
+  """Adam's direction for one SAE, without the learning rate."""
+  if recipe.adam_b1 == 0:
+    return scale_by_second_moment(recipe.adam_b2, recipe.adam_eps)
+  return optax.scale_by_adam(
+    b1=recipe.adam_b1, b2=recipe.adam_b2, eps=recipe.adam_eps
+  )
+
+
+def remove_parallel(gradient: jax.Array, w_dec: jax.Array) -> jax.Array:
+  """Removes from each row of [M, D] its component along the unit row of w_dec.
+
+  g <- g - (g . d) d, before Adam sees it (GS 3.2).
+  """
+  along = (gradient * w_dec).sum(axis=1, keepdims=True)
+  return gradient - along * w_dec
+
+
+def apply(
+  recipe: Recipe,
+  params: Params,
+  gradients: Params,
+  state: optax.OptState,
+  step: jax.Array,
+) -> tuple[Params, optax.OptState]:
+  """One constrained update (steps 7-10 of the recipe).
+
+  Projects the decoder gradient, takes the Adam step, renormalises the decoder
+  and keeps the thresholds positive.
+  """
+  gradients = gradients.replace(
+    w_dec=remove_parallel(gradients.w_dec, params.w_dec)
+  )
+  direction, state = adam(recipe).update(gradients, state, params)
+  rate = learning_rate(recipe, step)
+  small = rate * recipe.bias_learning_rate_scale
+  threshold = params.threshold - small * direction.threshold
+  return (
+    Params(
+      w_enc=params.w_enc - rate * direction.w_enc,
+      b_enc=params.b_enc - small * direction.b_enc,
+      w_dec=unit_rows(params.w_dec - rate * direction.w_dec),
+      b_dec=params.b_dec - small * direction.b_dec,
+      threshold=jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny),
+    ),
+    state,
+  )

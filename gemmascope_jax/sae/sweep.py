@@ -1,0 +1,63 @@
+"""Several SAEs on one stream of batches, in one program.
+
+Members are stepped one by one on the same device array; those that differ only
+in their sparsity coefficient share one compiled step. (Stacking members with
+`vmap` was 1.4 times slower on CPU.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+
+from gemmascope_jax.sae import train_step
+from gemmascope_jax.sae.config import Recipe
+
+# What one stream of batches fixes for all who read it.
+_SHARED = ("batch_size", "steps", "normalise")
+
+
+def check(recipes: Sequence[Recipe], batch_size: int) -> None:
+  """Refuses recipes that can't be trained together.
+
+  Raises:
+    ValueError: no recipe, one that differs in batch size, steps or
+      normalisation, a batch size that is not the stream's, or two members
+      that are the same.
+  """
+  if not recipes:
+    raise ValueError("the sweep is empty: give at least one recipe")
+  for field in _SHARED:
+    values = {getattr(recipe, field) for recipe in recipes}
+    if len(values) > 1:
+      raise ValueError(
+        f"members of one sweep share {field}, got {sorted(values)}: train"
+        " them in separate runs"
+      )
+  if recipes[0].batch_size != batch_size:
+    raise ValueError(
+      f"the recipes' batch_size is {recipes[0].batch_size}, the stream's"
+      f" {batch_size}: make them the same"
+    )
+  for index, recipe in enumerate(recipes):
+    if recipe in recipes[:index]:
+      raise ValueError(f"the sweep holds {recipe.name} twice: remove one")
+
+
+def step_fn(recipe: Recipe) -> Callable:
+  """The compiled step of `recipe`, shared by members of its shape.
+
+  Returns:
+    (state, x [B, D], sparsity coefficient) -> (state, metrics); the state's
+    buffers are donated.
+  """
+  return _compiled(dataclasses.replace(recipe, sparsity_coefficient=0.0))
+
+
+@functools.cache
+def _compiled(recipe: Recipe) -> Callable:
+  step = functools.partial(train_step.train_step, recipe)
+  return jax.jit(step, donate_argnums=0)

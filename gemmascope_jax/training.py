@@ -1,0 +1,297 @@
+"""The training loop: one stream, every member of a sweep, exact resume.
+
+All members read the same batch: one disk read and one host-to-device copy
+serve the whole sweep (Gemma Scope 4.3 shares its data servers for the same
+reason). A checkpoint holds every member's state and the step; the batch of a
+step is a pure function of the seed and the step, so the stream has no state of
+its own and a run that was killed ends in the same bytes.
+
+Letters: B batch rows, D width of the site, M latents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from gemmascope_jax import artifacts, checkpoints, metrics
+from gemmascope_jax.releases import gemma_scope
+from gemmascope_jax.sae import fold, sweep, train_step
+from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.load import MEMBERS
+from gemmascope_jax.sae.sae import SAE, SAEConfig
+
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+INITIAL = "initial"
+# A latent that has not fired for this many rows counts as dead in the logs.
+_DEAD_AFTER_ROWS = 200_000
+# Rows from which data-dependent starting values are measured.
+_SAMPLE_ROWS = 8_192
+
+
+class NonFiniteError(FloatingPointError):
+  """The loss became NaN or infinite; the batch was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When the loop logs and saves; it never changes what is learned.
+
+  Attributes:
+    log_every: steps between lines of metrics.
+    checkpoint_every: steps between checkpoints.
+    keep_checkpoints: how many of the latest stay on disk.
+    progress: show a progress bar.
+  """
+
+  log_every: int = 100
+  checkpoint_every: int = 5_000
+  keep_checkpoints: int = 2
+  progress: bool = True
+
+
+def train(
+  stream,
+  recipes: Sequence[Recipe],
+  folder: str | os.PathLike,
+  *,
+  seed: int = 0,
+  schedule: Schedule | None = None,
+) -> list[pathlib.Path]:
+  """Trains every recipe on one stream; resumes what a kill left.
+
+  Writes into `folder`: `run.json` (what is being trained), `metrics.jsonl`,
+  `checkpoints/`, and at the end one folder a member under `saes/`, folded into
+  raw activation space, `params.npz` and `sae.json`; under `initial/` the same
+  before the first step, for the untrained baseline.
+
+  Args:
+    stream: batches of activations, see `gs.data.stream.ActivationStream`.
+    recipes: the members; they share batch size and number of steps.
+    folder: where the run lives.
+    seed: of the initial weights. Members of the same width start equal.
+    schedule: see `Schedule`.
+
+  Returns:
+    The members' folders under `saes/`, in the order of `recipes`.
+
+  Raises:
+    ValueError: recipes that can't share a stream, two that are the same, or a
+      folder that holds another run.
+    NonFiniteError: the loss of a member is not finite.
+  """
+  schedule = schedule or Schedule()
+  folder = pathlib.Path(folder)
+  sweep.check(recipes, stream.batch_size)
+  description = {
+    "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
+    "seed": seed,
+    "stream": stream.fingerprint,
+  }
+  _claim(folder, description)
+  finished = [
+    folder / MEMBERS / f"{index:02d}_{_slug(recipe)}"
+    for index, recipe in enumerate(recipes)
+  ]
+  if all((path / gemma_scope.CARD).exists() for path in finished):
+    return finished
+  scale = _scale(stream, recipes[0])
+  save = functools.partial(_save_member, stream, scale)
+  states = _initial_states(stream, recipes, scale, seed)
+  steps = recipes[0].steps
+  with checkpoints.Run(
+    folder / CHECKPOINTS, keep=schedule.keep_checkpoints
+  ) as saved:
+    start = saved.latest or 0
+    if start:
+      states = saved.restore(start, states)
+    else:
+      for path, recipe, state in zip(finished, recipes, states, strict=True):
+        save(recipe, state, folder / INITIAL / path.name)
+    _loop(stream, recipes, states, scale, start, folder, schedule, saved)
+    if saved.latest != steps:
+      saved.save(steps, states)
+  for path, recipe, state in zip(finished, recipes, states, strict=True):
+    save(recipe, state, path)
+  return finished
+
+
+class _Clock:
+  """Rows a second since the last reading."""
+
+  def __init__(self):
+    self._start, self._rows = time.monotonic(), 0
+
+  def add(self, rows: int) -> None:
+    self._rows += rows
+
+  def read(self) -> float:
+    now = time.monotonic()
+    rate = self._rows / max(now - self._start, 1e-9)
+    self._start, self._rows = now, 0
+    return round(rate, 1)
+
+
+def _loop(stream, recipes, states, scale, start, folder, schedule, saved):
+  """Runs steps start..steps-1, changing the list `states` in place."""
+  steps = recipes[0].steps
+  coefficients = [jnp.float32(r.sparsity_coefficient) for r in recipes]
+  writer = metrics.JsonlWriter(folder / METRICS, first_step=start)
+  bar = tqdm.tqdm(
+    total=steps,
+    initial=start,
+    desc=f"train {len(recipes)} SAEs",
+    unit="step",
+    disable=not schedule.progress or jax.process_index() > 0,
+  )
+  clock, pending = _Clock(), None
+  try:
+    for step, batch in stream.iterate(start):
+      if step >= steps:
+        break
+      x = jnp.asarray(batch) / jnp.float32(scale)
+      found = []
+      for index, recipe in enumerate(recipes):
+        states[index], values = sweep.step_fn(recipe)(
+          states[index], x, coefficients[index]
+        )
+        found.append(values)
+      # The previous step's losses are read only now that this step has been
+      # dispatched, so the device is never idle.
+      if pending:
+        _settle(folder, recipes, *pending)
+      pending = (step, batch, found)
+      done = step + 1
+      clock.add(len(batch))
+      if done % schedule.log_every == 0 or done == steps:
+        _settle(folder, recipes, *pending)
+        timing = {"rows_per_second": clock.read()}
+        for index, recipe in enumerate(recipes):
+          line = _line(stream, scale, recipe, step, states[index], found[index])
+          writer.write({"member": index, "name": recipe.name} | line | timing)
+        bar.set_postfix_str(_postfix(found), refresh=False)
+      bar.update()
+      if done % schedule.checkpoint_every == 0 and done < steps:
+        _settle(folder, recipes, *pending)
+        saved.save(done, states)
+    if pending:
+      _settle(folder, recipes, *pending)
+  finally:
+    bar.close()
+    writer.close()
+
+
+def _settle(folder, recipes, step, batch, found) -> None:
+  """Reads the losses of a dispatched step; stops if one is not finite."""
+  for recipe, values in zip(recipes, found, strict=True):
+    loss = float(values["loss"])
+    if np.isfinite(loss):
+      continue
+    path = folder / f"not_finite_step_{step}.npy"
+    artifacts.write_npy(path, np.asarray(batch))
+    raise NonFiniteError(
+      f"{recipe.name}: the loss is {loss} at step {step}. The batch that did it"
+      f" is saved at {path}; the last checkpoint is untouched. Look at the"
+      " batch for NaN or huge rows, or lower the learning rate"
+    )
+
+
+def _line(stream, scale, recipe, step, state, values) -> dict[str, float]:
+  """One member's metrics at one step."""
+  rows = (step + 1) * recipe.batch_size
+  silent = (step - np.asarray(state.last_fired)) * recipe.batch_size
+  never = np.asarray(state.last_fired) < 0
+  dead = np.where(never, rows, silent) >= min(_DEAD_AFTER_ROWS, rows)
+  line = {key: float(value) for key, value in values.items()}
+  variance = stream.mean_square_norm - float(np.square(stream.mean).sum())
+  return {
+    "step": step,
+    "rows": rows,
+    **line,
+    "fvu": line["squared_error"] * scale**2 / variance,
+    "dead_fraction": float(dead.mean()),
+  }
+
+
+def _postfix(found) -> str:
+  l0 = " ".join(f"{float(values['l0']):.0f}" for values in found)
+  return f"L0 {l0}"
+
+
+def _scale(stream, recipe: Recipe) -> float:
+  """C, the root of the site's mean square norm (Gemma Scope 3.1)."""
+  return (
+    math.sqrt(stream.mean_square_norm) if recipe.normalise == "rms" else 1.0
+  )
+
+
+def _initial_states(stream, recipes, scale, seed) -> list:
+  """Every member before its first step, from a sample of the stream."""
+  rows = max(_SAMPLE_ROWS, max(recipe.width for recipe in recipes))
+  rows = min(rows, stream.rows)
+  batches = math.ceil(rows / stream.batch_size)
+  sample = np.concatenate([stream.batch(step) for step in range(batches)])
+  sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
+  mean = jnp.asarray(stream.mean / scale, jnp.float32)
+  key = jax.random.key(seed)
+  return [
+    train_step.init_state(recipe, key, sample, mean) for recipe in recipes
+  ]
+
+
+def _claim(folder: pathlib.Path, description: dict) -> None:
+  """Marks `folder` as this run's, or refuses one that is another's."""
+  path = folder / RUN
+  description = json.loads(artifacts.canonical_json(description))
+  if not path.exists():
+    artifacts.write_json(path, description)
+    return
+  found = artifacts.read_json(path)
+  differs = [key for key in description if found.get(key) != description[key]]
+  if differs:
+    raise ValueError(
+      f"{folder} holds another run: its {', '.join(differs)} differ from this"
+      " configuration's. Choose another workdir, or delete that folder to train"
+      " anew"
+    )
+
+
+def _slug(recipe: Recipe) -> str:
+  return recipe.name.replace(" ", "_").replace("=", "_")
+
+
+def _save_member(stream, scale, recipe, state, folder) -> None:
+  """Folds one member and writes it with its provenance."""
+  provenance = {
+    "recipe": dataclasses.asdict(recipe),
+    "name": recipe.name,
+    "steps": int(state.step),
+    "rows": int(state.step) * recipe.batch_size,
+    "normalisation": {"scale": scale},
+    "stream": stream.fingerprint,
+    **stream.provenance,
+  }
+  sae = SAE(
+    params=fold.fold(state.params, scale, recipe.pre_encoder_bias),
+    config=SAEConfig(
+      family=recipe.family,
+      site=stream.site,
+      model=stream.model,
+      token_policy=stream.policy,
+      provenance=artifacts.canonical_json(provenance),
+    ),
+  )
+  gemma_scope.save(sae, folder)
