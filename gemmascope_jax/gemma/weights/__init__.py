@@ -1,0 +1,1 @@
+"""Weight formats: one module each, and `layout` that reads from them all."""
