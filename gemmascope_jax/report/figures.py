@@ -1,0 +1,298 @@
+"""The report's figures: sparsity-fidelity, training curves, PCA spectrum.
+
+Each takes parsed results and returns a matplotlib figure; call these inside
+`plotting.style()`, and turn the figure into bytes there too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from gemmascope_jax.report import plotting, wording
+from gemmascope_jax.report.plotting import INK, MUTED, PAPER
+from gemmascope_jax.report.results import Fidelity, Row, Value
+from gemmascope_jax.report.training_metrics import Member
+
+_AXIS_LABELS = {
+  "delta_loss": "delta loss (nats/token)",
+  "fvu": "FVU (variance unexplained)",
+}
+_L0_LABEL = "L0 (active latents per token)"
+_CURVES = (
+  ("fvu", "FVU", "fraction"),
+  ("l0", "L0", "active latents per token"),
+  ("dead_fraction", "dead latents", "fraction"),
+  ("threshold_mean", "mean threshold", "normalised activation"),
+  ("kernel_share", "kernel share", "fraction of pre-activations"),
+)
+
+
+def sparsity_fidelity(result: Fidelity, with_title: bool = True) -> Any:
+  """Delta loss and FVU against L0, side by side (paper, figures 2 and 13).
+
+  A line joins the SAEs of one family and width; error bars are one standard
+  error both ways; each SAE is labelled with its sparsity coefficient. PCA
+  stands at x = components, a baseline with an L0 is a hollow marker there, and
+  a baseline without one (an ablation) is a horizontal line.
+
+  Args:
+    result: SAEs and baselines.
+    with_title: whether the figure carries title and notes itself.
+  """
+  figure = plotting.blank(10.5, 5.4 if with_title else 4.5)
+  panels = figure.subplots(1, 2)
+  for panel, metric in zip(panels, ("delta_loss", "fvu"), strict=True):
+    _fidelity_panel(panel, result, metric)
+  handles, labels = panels[0].get_legend_handles_labels()
+  words = {}
+  if with_title:
+    words = {
+      "title": f"Sparsity and fidelity at {result.site}",
+      "facts": _facts(result),
+      "notes": fidelity_notes(result),
+    }
+  plotting.frame(figure, legend=(handles, labels), **words)
+  return figure
+
+
+def fidelity_notes(result: Fidelity) -> str:
+  """What the marks of `sparsity_fidelity` are, in a line or two."""
+  notes = "Bars: one standard error over " + wording.count(
+    result.clean_loss.n, "sequence"
+  )
+  notes += ", where wider than the marker."
+  if any(row.sparsity_coefficient is not None for row in result.saes):
+    notes += " λ: sparsity coefficient."
+  loss = wording.plus_minus(result.clean_loss)
+  return f"{notes} Clean loss: {loss} nats/token."
+
+
+def training_curves(
+  members: Sequence[Member], result: Fidelity, with_title: bool = True
+) -> Any:
+  """What training logged, a panel a metric and a line a member.
+
+  The x axis is activations seen if the run logged `rows`, else steps.
+
+  Args:
+    members: as read by `read_metrics`, at least one.
+    result: names the model and the site.
+    with_title: whether the figure carries a title itself.
+  """
+  shown = [
+    curve
+    for curve in _CURVES
+    if all(curve[0] in member.curves for member in members)
+  ]
+  columns = 3
+  lines = math.ceil((len(shown) + 1) / columns)
+  figure = plotting.blank(10.5, 2.75 * lines + (0.9 if with_title else 0))
+  panels = figure.subplots(lines, columns, squeeze=False).ravel()
+  by_rows = all(member.rows is not None for member in members)
+  styles = plotting.sweep_styles(len(members))
+  for panel, (key, title, unit) in zip(panels, shown, strict=False):
+    for member, (colour, dash) in zip(members, styles, strict=True):
+      panel.plot(
+        member.rows if by_rows else member.steps,
+        member.curves[key],
+        color=colour,
+        linestyle=dash,
+        label=member.name,
+        linewidth=1.6,
+      )
+    values = [v for m in members for v in m.curves[key] if math.isfinite(v)]
+    if key in ("fvu", "l0") and values:
+      plotting.log_axis(panel.yaxis, values, (0.06, 0.06))
+    elif max(values, default=0) > 0:
+      panel.set_ylim(bottom=0)
+    panel.set_title(title, weight="bold")
+    panel.set_ylabel(unit, size=9.5, color=MUTED)
+    panel.set_xlabel("activations seen" if by_rows else "training step")
+    plotting.short_numbers(panel.xaxis)
+  handles, labels = panels[0].get_legend_handles_labels()
+  spare = panels[len(shown) :]
+  for panel in spare:
+    panel.axis("off")
+  spare[0].legend(handles, labels, loc="center left", alignment="left")
+  if with_title:
+    plotting.frame(figure, f"Training at {result.site}", _where(result) + ".")
+  return figure
+
+
+def spectrum(result: Fidelity, with_title: bool = True) -> Any:
+  """FVU of PCA against its components, with each SAE at its L0.
+
+  Args:
+    result: one with a `spectrum`.
+    with_title: whether the figure carries title and notes itself.
+  """
+  components = [float(count) for count, _ in result.spectrum]
+  unexplained = [fvu for _, fvu in result.spectrum]
+  figure = plotting.blank(8.2, 5.2 if with_title else 4.3)
+  panel = figure.subplots()
+  panel.plot(
+    components,
+    unexplained,
+    color=INK,
+    marker="D",
+    markersize=4.5,
+    linewidth=1.4,
+    label="PCA (the same components for every token)",
+  )
+  _plot_saes(panel, result, "fvu")
+  xs = components + [row.l0.mean for row in result.saes]
+  ys = unexplained + [row.fvu.mean for row in result.saes]
+  plotting.log_axis(panel.xaxis, xs, (0.05, 0.05))
+  plotting.log_axis(panel.yaxis, ys, (0.08, 0.15))
+  _coefficients(panel, result, "fvu")
+  panel.set_xlabel("PCA components, or L0 of an SAE")
+  panel.set_ylabel(_AXIS_LABELS["fvu"])
+  panel.legend(loc="best")
+  if with_title:
+    plotting.frame(
+      figure,
+      f"PCA spectrum and SAEs at {result.site}",
+      _facts(result),
+      "Bars: one standard error. λ: sparsity coefficient.",
+    )
+  return figure
+
+
+def _where(result: Fidelity) -> str:
+  return f"{result.model}, {wording.site(result.site)}"
+
+
+def _facts(result: Fidelity) -> str:
+  return (
+    f"{_where(result)}: {wording.dictionary(result)}, evaluated on"
+    f" {wording.tokens(result.tokens)}."
+  )
+
+
+def _fidelity_panel(panel: Any, result: Fidelity, metric: str) -> None:
+  colours = _plot_saes(panel, result, metric)
+  xs = [row.l0.mean for row in result.saes]
+  ys = [y for row in result.rows for y in _extent(getattr(row, metric))]
+  hollow = False
+  for row in result.baselines:
+    value = getattr(row, metric)
+    if row.components is not None:
+      xs.append(row.components)
+      panel.errorbar(
+        row.components,
+        value.mean,
+        yerr=value.stderr,
+        color=INK,
+        marker="X",
+        markersize=9,
+        linestyle="none",
+        label=row.name,
+      )
+    elif row.l0 is not None:
+      xs.append(row.l0.mean)
+      panel.errorbar(
+        row.l0.mean,
+        value.mean,
+        xerr=row.l0.stderr,
+        yerr=value.stderr,
+        color=colours.get(row.of, MUTED),
+        marker="o",
+        markerfacecolor=PAPER,
+        markeredgewidth=1.5,
+        linestyle="none",
+        label=None if hollow else "untrained SAE at equal L0",
+      )
+      hollow = True
+  plotting.log_axis(panel.xaxis, xs, (0.16, 0.06))
+  plotting.log_axis(panel.yaxis, ys, (0.08, 0.12))
+  _coefficients(panel, result, metric)
+  _ablations(panel, result, metric)
+  panel.set_xlabel(_L0_LABEL)
+  panel.set_ylabel(_AXIS_LABELS[metric])
+
+
+def _plot_saes(panel: Any, result: Fidelity, metric: str) -> dict[str, str]:
+  """Draws every family and width; returns each SAE's colour by name."""
+  series: dict[tuple[str, int], list[Row]] = {}
+  for row in result.saes:
+    series.setdefault((row.family, row.width), []).append(row)
+  colours = {}
+  for i, (key, rows) in enumerate(sorted(series.items())):
+    colour = plotting.SERIES[i % len(plotting.SERIES)]
+    rows = sorted(rows, key=lambda row: row.l0.mean)
+    colours |= {row.name: colour for row in rows}
+    values = [getattr(row, metric) for row in rows]
+    panel.errorbar(
+      [row.l0.mean for row in rows],
+      [value.mean for value in values],
+      xerr=[row.l0.stderr or 0 for row in rows],
+      yerr=[value.stderr or 0 for value in values],
+      color=colour,
+      marker=plotting.MARKERS[i % len(plotting.MARKERS)],
+      capsize=3,
+      elinewidth=1.2,
+      label=f"{wording.family(key[0])} SAEs, {key[1]:,} latents",
+    )
+  return colours
+
+
+def _coefficients(panel: Any, result: Fidelity, metric: str) -> None:
+  """Labels the SAEs, below and left; near ones of one lambda share a label."""
+  placed: list[tuple[str, Any]] = []
+  rows = [row for row in result.saes if row.sparsity_coefficient is not None]
+  for row in sorted(rows, key=lambda row: getattr(row, metric).mean):
+    text = f"λ {wording.coefficient(row.sparsity_coefficient)}"
+    point = (row.l0.mean, getattr(row, metric).mean)
+    x, y = panel.transData.transform(point)
+    if any(
+      text == other and abs(x - u) < 45 and abs(y - v) < 45
+      for other, (u, v) in placed
+    ):
+      continue
+    placed.append((text, (x, y)))
+    panel.annotate(
+      text,
+      point,
+      xytext=(-5, -5),
+      textcoords="offset points",
+      ha="right",
+      va="top",
+      size=8,
+      color=MUTED,
+    )
+
+
+def _extent(value: Value) -> list[float]:
+  """The heights of a mark with its error bar, as far as a log axis has them."""
+  bars = [value.mean + sign * (value.stderr or 0) for sign in (-1, 1)]
+  return [value.mean, *(bar for bar in bars if bar > 0 or value.mean <= 0)]
+
+
+def _ablations(panel: Any, result: Fidelity, metric: str) -> None:
+  """Horizontal lines, labelled above, or below where a line is close above."""
+  rows = [r for r in result.baselines if r.l0 is None and r.components is None]
+  values = sorted((getattr(r, metric).mean, r.name) for r in rows)
+  heights = [panel.transData.transform((1, value))[1] for value, _ in values]
+  room = 0.07 * panel.bbox.height
+  for i, (value, name) in enumerate(values):
+    above = i + 1 == len(values) or heights[i + 1] - heights[i] > room
+    panel.axhline(
+      value,
+      color=MUTED,
+      linewidth=1.2,
+      linestyle=(0, (5, 3)) if i % 2 == 0 else (0, (1.5, 2)),
+      zorder=1,
+    )
+    panel.annotate(
+      f"{name}: {wording.number(value)}",
+      (1, value),
+      xycoords=("axes fraction", "data"),
+      xytext=(-2, 3 if above else -4),
+      textcoords="offset points",
+      ha="right",
+      va="bottom" if above else "top",
+      size=9,
+      color=MUTED,
+    )
