@@ -182,6 +182,9 @@ def _latents(latents: Latents) -> str:
   seen = wording.tokens(latents.tokens)
   if seen:
     facts.append(f"and their strongest contexts in {seen}")
+  alive = latents.tokens.get("alive")
+  if alive is not None:
+    facts.append(f"on which {alive:,} latents fire")
   return f"""<p>{escape(" ".join(facts))}.</p>
 {_LEGEND}
 <div class="tools" id="tools" role="search" hidden>

@@ -35,7 +35,7 @@ def table(result: Fidelity) -> Table:
   """
   rows = result.rows
   columns: list[tuple[str, str, Callable[[Row], str]]] = [
-    ("", "", lambda row: visible(row.name, leading=False))
+    ("", "", lambda row: visible(wording.row_name(row), leading=False))
   ]
   if len({row.family for row in result.saes}) > 1:
     columns.append(("family", "", _family))

@@ -59,11 +59,15 @@ def tokens(value: dict[str, Any]) -> str:
   parts = []
   if "counted" in value:
     parts.append(count(value["counted"], "token"))
+  elif "rows" in value:
+    parts.append(count(value["rows"], "activation"))
   if "sequences" in value:
     text = count(value["sequences"], "sequence")
     if "length" in value:
       text += f" of {value['length']:,}"
     parts.append(text)
+  if not parts:
+    return ""
   phrase = " in ".join(parts)
   sources = value.get("sources")
   if sources:
@@ -71,7 +75,15 @@ def tokens(value: dict[str, Any]) -> str:
     phrase += f" from {', '.join(str(name) for name in names)}"
   if "split" in value:
     phrase += f" ({str(value['split']).replace('_', ' ')})"
-  return phrase.strip()
+  return phrase
+
+
+def row_name(row: Row) -> str:
+  """A row's name, without the SAE that its L0 was matched to.
+
+  The L0 itself stands beside it wherever this is shown.
+  """
+  return row.name.removesuffix(f" at the L0 of {row.of}")
 
 
 def dictionary(result: Fidelity) -> str:
@@ -175,7 +187,7 @@ def _rivals(result: Fidelity, best: Row) -> list[Row]:
 
 def _compared(best: Row, row: Row) -> str:
   ratio = best.delta_loss.mean / row.delta_loss.mean
-  return f"{ratio * 100:.{0 if ratio >= 0.1 else 1}f}% ({row.name})"
+  return f"{ratio * 100:.{0 if ratio >= 0.1 else 1}f}% ({row_name(row)})"
 
 
 def errors_note(result: Fidelity) -> str:

@@ -87,7 +87,7 @@ def make_fidelity():
       _row("PCA, 50 components", "baseline", 1.12, 0.264, components=50),
       *(
         _row(
-          "untrained SAE",
+          f"untrained SAE at the L0 of {row['name']}",
           "baseline",
           delta,
           fvu,
@@ -128,7 +128,7 @@ def make_latents():
       "width": 4096,
       "release": "runs/quickstart/releases/width_4k/average_l0_46",
     },
-    "tokens": {"sequences": 512, "length": 256, "counted": 130_000},
+    "tokens": {"rows": 130_000, "split": "train", "alive": 3_871},
     "latents": [_latent(draw, 17 + 111 * i) for i in range(36)],
   }
 

@@ -161,6 +161,7 @@ def test_it_says_what_it_is(whole, fidelity):
     "0.218 ± 0.014",
     "± is one standard error over 64 sequences",
     "each trained on 1,048,576 activations",
+    "130,000 activations (train) on which 3,871 latents fire",
     json.dumps(fidelity["token_policy"]["pad_id"]),
     fidelity["model"]["weights_hash"],
   ):

@@ -55,7 +55,16 @@ def test_tokens_leaves_out_what_is_not_recorded(fidelity):
   assert wording.tokens({"counted": 1, "sequences": 1}) == (
     "1 token in 1 sequence"
   )
-  assert wording.tokens({}) == ""
+  assert wording.tokens({"rows": 1000, "split": "train"}) == (
+    "1,000 activations (train)"
+  )
+  assert wording.tokens({"split": "train"}) == ""
+
+
+def test_row_name_leaves_out_the_sae_it_is_matched_to(fidelity):
+  rows = results.parse_fidelity(fidelity).rows
+  assert wording.row_name(rows[-1]) == "untrained SAE"
+  assert wording.row_name(rows[0]) == "sparsity 0.0001"
 
 
 def test_headline_takes_the_sae_nearest_fifty(fidelity):
