@@ -1,1 +1,1 @@
-
+"""The binaries: `python -m experiments.NAME --config=configs/FILE.py`."""

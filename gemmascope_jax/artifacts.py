@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -142,6 +142,16 @@ def sha256_file(
       digest.update(chunk)
       if progress:
         progress(len(chunk))
+  return digest.hexdigest()
+
+
+def sha256_arrays(arrays: Iterable[Any]) -> str:
+  """Hex SHA-256 over arrays' dtypes, shapes and values, in order."""
+  digest = hashlib.sha256()
+  for array in arrays:
+    array = np.ascontiguousarray(array)
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(array.data.cast("B") if array.size else b"")
   return digest.hexdigest()
 
 

@@ -102,11 +102,8 @@ def train(
     "stream": stream.fingerprint,
   }
   _claim(folder, description)
-  finished = [
-    folder / MEMBERS / f"{index:02d}_{_slug(recipe)}"
-    for index, recipe in enumerate(recipes)
-  ]
-  if all((path / gemma_scope.CARD).exists() for path in finished):
+  finished = members(folder, recipes)
+  if all(is_finished(path) for path in finished):
     return finished
   scale = _scale(stream, recipes[0])
   save = functools.partial(_save_member, stream, scale)
@@ -127,6 +124,21 @@ def train(
   for path, recipe, state in zip(finished, recipes, states, strict=True):
     save(recipe, state, path)
   return finished
+
+
+def members(
+  folder: str | os.PathLike, recipes: Sequence[Recipe]
+) -> list[pathlib.Path]:
+  """Where the finished SAEs of a run in `folder` are, in order."""
+  return [
+    pathlib.Path(folder) / MEMBERS / f"{index:02d}_{_slug(recipe)}"
+    for index, recipe in enumerate(recipes)
+  ]
+
+
+def is_finished(member: pathlib.Path) -> bool:
+  """Whether the member's folder is whole; its card is written last."""
+  return (member / gemma_scope.CARD).exists()
 
 
 class _Clock:
@@ -211,19 +223,24 @@ def _settle(folder, recipes, step, batch, found) -> None:
 
 def _line(stream, scale, recipe, step, state, values) -> dict[str, float]:
   """One member's metrics at one step."""
-  rows = (step + 1) * recipe.batch_size
-  silent = (step - np.asarray(state.last_fired)) * recipe.batch_size
-  never = np.asarray(state.last_fired) < 0
-  dead = np.where(never, rows, silent) >= min(_DEAD_AFTER_ROWS, rows)
   line = {key: float(value) for key, value in values.items()}
   variance = stream.mean_square_norm - float(np.square(stream.mean).sum())
   return {
     "step": step,
-    "rows": rows,
+    "rows": (step + 1) * recipe.batch_size,
     **line,
     "fvu": line["squared_error"] * scale**2 / variance,
-    "dead_fraction": float(dead.mean()),
+    "dead_fraction": _dead_fraction(recipe, state),
   }
+
+
+def _dead_fraction(recipe, state) -> float:
+  """Share of latents that have not fired lately, or never."""
+  steps = int(state.step)
+  rows = steps * recipe.batch_size
+  fired = np.asarray(state.last_fired)
+  silent = np.where(fired < 0, steps, steps - 1 - fired) * recipe.batch_size
+  return float((silent >= min(_DEAD_AFTER_ROWS, max(rows, 1))).mean())
 
 
 def _postfix(found) -> str:
@@ -280,6 +297,7 @@ def _save_member(stream, scale, recipe, state, folder) -> None:
     "name": recipe.name,
     "steps": int(state.step),
     "rows": int(state.step) * recipe.batch_size,
+    "dead_fraction": _dead_fraction(recipe, state),
     "normalisation": {"scale": scale},
     "stream": stream.fingerprint,
     **stream.provenance,

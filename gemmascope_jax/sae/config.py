@@ -41,9 +41,6 @@ class Recipe:
     threshold_init_l0: ... unless this is set: then each latent's threshold
       starts at the quantile of its own pre-activations (on the first batch)
       at which that many latents fire on an average row.
-    decoder_init: "he_uniform" (GS 3.2) or "rows": unit-length, centred
-      rows of the first batches, for runs too short to find directions
-      from nothing.
     bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
     pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
     normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1); "none" by 1.
@@ -68,7 +65,6 @@ class Recipe:
   bandwidth: float = 1e-3
   threshold_init: float = 1e-3
   threshold_init_l0: float | None = None
-  decoder_init: str = "he_uniform"
   bias_init: str = "zeros"
   pre_encoder_bias: bool = True
   normalise: str = "rms"
@@ -77,7 +73,6 @@ class Recipe:
   def __post_init__(self):
     for field, allowed in (
       ("family", FAMILIES),
-      ("decoder_init", ("he_uniform", "rows")),
       ("bias_init", ("zeros", "mean")),
       ("normalise", ("rms", "none")),
       ("matmul_precision", ("default", "high", "highest")),

@@ -51,30 +51,17 @@ def init(recipe: Recipe, key: jax.Array, rows: jax.Array, mean: jax.Array):
   Args:
     recipe: see `Recipe`.
     key: typed PRNG key.
-    rows: float32 [B, D], a sample of activations in training units, B >= M if
-      `decoder_init` is "rows".
+    rows: float32 [B, D], a sample of activations in training units.
     mean: float32 [D], the site's mean in training units.
 
   Returns:
     `Params`.
-
-  Raises:
-    ValueError: too few sample rows for `decoder_init="rows"`.
   """
   width = rows.shape[1]
-  if recipe.decoder_init == "rows":
-    if rows.shape[0] < recipe.width:
-      raise ValueError(
-        f"decoder_init='rows' needs at least {recipe.width} sample rows, got"
-        f" {rows.shape[0]}"
-      )
-    chosen = jax.random.permutation(key, rows.shape[0])[: recipe.width]
-    w_dec = rows[chosen] - mean[None, :]
-  else:
-    limit = (6 / recipe.width) ** 0.5
-    w_dec = jax.random.uniform(
-      key, (recipe.width, width), jnp.float32, -limit, limit
-    )
+  limit = (6 / recipe.width) ** 0.5
+  w_dec = jax.random.uniform(
+    key, (recipe.width, width), jnp.float32, -limit, limit
+  )
   w_dec = unit_rows(w_dec)
   b_dec = mean if recipe.bias_init == "mean" else jnp.zeros_like(mean)
   params = Params(

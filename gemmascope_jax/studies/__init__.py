@@ -1,0 +1,7 @@
+"""The paper's studies: one file each, metric definitions in one place.
+
+`estimate` and `records` define the metrics, `replacements` what can be
+spliced, `splice` runs the language model.
+"""
+
+from gemmascope_jax.studies.fidelity import Fidelity, fidelity

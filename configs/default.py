@@ -1,0 +1,78 @@
+"""Every setting, with the paper's value where the paper has one.
+
+Other configs start from this one and say what they change and why. Sources in
+brackets: GS = Gemma Scope (arXiv 2408.05147), section.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.workdir = "runs/default"  # everything is written below it
+  config.seed = 0  # of batches' order and initial weights
+  config.progress = True  # progress bars
+
+  config.lm = ml_collections.ConfigDict()
+  config.lm.source = "google/gemma-2-2b"  # Hub id, folder, *.gguf or "demo"
+  config.lm.dtype = "float32"  # GS 4.7: 32-bit precision throughout
+
+  config.data = ml_collections.ConfigDict()
+  # GS trains on Gemma's pre-training text, which is not public; this is the
+  # data set that SAELens names for the released SAEs.
+  config.data.sources = ("hf:monology/pile-uncopyrighted",)
+  config.data.packages = ""  # folder of packaged texts; "": the default
+  config.data.window = 1024  # tokens in a sequence, BOS included (GS 3.1)
+  config.data.packed = True  # join documents by a blank line
+  config.data.held_out = 0.05  # share of documents never trained on
+  config.data.piece_characters = 0  # cut longer documents there; 0: never
+
+  config.harvest = ml_collections.ConfigDict()
+  config.harvest.sites = ("res.12",)
+  config.harvest.rows = 4_000_000_000  # activations a site (GS Table 1)
+  config.harvest.rows_per_shard = 1 << 20  # 9 GiB at width 2304 (GS: 10-20)
+  config.harvest.batch = 8  # sequences a forward pass
+  config.harvest.dtype = "float32"  # on disk (GS 3.3.2)
+
+  config.train = ml_collections.ConfigDict()
+  config.train.site = "res.12"
+  config.train.tokens = 4_000_000_000  # GS 3.1: 4B at width 2^14, 8B, 16B
+  config.train.bucket_rows = 1 << 20  # shuffled together (GS 3.1: ~10^6)
+  config.train.log_every = 100  # steps
+  config.train.checkpoint_every = 5_000  # steps
+  config.train.keep_checkpoints = 2
+  # One SAE for each: lambda of GS eq. 4. The paper names 6e-4 and 1e-3 only.
+  config.train.sparsity_coefficients = (3e-4, 6e-4, 1e-3)
+
+  config.recipe = ml_collections.ConfigDict()  # see sae.config.Recipe
+  config.recipe.family = "jumprelu"  # GS 2.2
+  config.recipe.width = 2**14  # GS Table 1
+  config.recipe.batch_size = 4096  # GS 3.2
+  config.recipe.learning_rate = 7e-5  # GS 3.2
+  config.recipe.learning_rate_warmup_steps = 1_000  # GS 3.2, half cosine
+  config.recipe.learning_rate_warmup_start = 0.1  # GS 3.2
+  config.recipe.learning_rate_decay_share = 0.0  # GS: none
+  config.recipe.bias_learning_rate_scale = 1.0  # GS: one rate for all
+  config.recipe.adam_b1 = 0.0  # GS 3.2
+  config.recipe.adam_b2 = 0.999  # GS 3.2
+  config.recipe.adam_eps = 1e-8  # GS 3.2
+  config.recipe.sparsity_warmup_steps = 10_000  # GS 3.2, linear
+  config.recipe.bandwidth = 1e-3  # GS 3.2, footnote 5
+  config.recipe.threshold_init = 1e-3  # GS 3.2
+  config.recipe.threshold_init_l0 = 0.0  # 0: off, as in GS
+  config.recipe.bias_init = "zeros"  # GS 3.2
+  config.recipe.pre_encoder_bias = True  # GS 3.2
+  config.recipe.normalise = "rms"  # GS 3.1: E||x||^2 = 1
+  config.recipe.matmul_precision = "highest"  # GS 3.3.2: 32-bit
+
+  config.evaluate = ml_collections.ConfigDict()
+  config.evaluate.sequences = 2048  # held out, of data.window tokens (GS 4.1)
+  config.evaluate.batch = 8  # sequences a forward pass
+  config.evaluate.pca_components = 50  # of the PCA baseline
+  config.evaluate.target_l0 = 50.0  # whose SAE the page looks into
+
+  config.report = ml_collections.ConfigDict()
+  config.report.latents = 36  # described on the page
+  config.report.contexts = 6  # top contexts each
+  config.report.rows = 1 << 20  # of the store, searched for contexts
+  return config

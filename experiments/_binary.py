@@ -1,0 +1,60 @@
+"""What all binaries share: flags -> config -> one library call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_TRACEBACK = flags.DEFINE_bool(
+  "traceback", False, "Show the whole traceback of an error."
+)
+# Errors that explain themselves; anything else is ours and shows its traceback.
+_EXPLAINED = (
+  ValueError,
+  FileNotFoundError,
+  PermissionError,
+  ConnectionError,
+  ImportError,
+  OSError,
+  FloatingPointError,
+)
+
+
+def run(stage: Callable[[Any], None], default: str | None = None) -> None:
+  """Parses flags and calls `stage` with the locked config.
+
+  Args:
+    stage: the library call.
+    default: config file if no `--config` is given; None: it has to be.
+  """
+  config = config_flags.DEFINE_config_file(
+    "config",
+    default,
+    "Config file; any value can be overridden: --config.recipe.width=8192.",
+    lock_config=True,
+  )
+  if default is None:
+    flags.mark_flag_as_required("config")
+
+  def main(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+      stage(config.value)
+    except _EXPLAINED as error:
+      if _TRACEBACK.value:
+        raise
+      print(
+        f"\nerror: {error}\n(--traceback shows where it was raised)",
+        file=sys.stderr,
+      )
+      sys.exit(1)
+    except KeyboardInterrupt:
+      print("\nstopped; the same command goes on from here", file=sys.stderr)
+      sys.exit(130)
+
+  app.run(main)

@@ -1,0 +1,1 @@
+"""Starting the binaries on one machine or many."""

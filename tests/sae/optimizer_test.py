@@ -1,0 +1,94 @@
+"""Adam without a first moment against optax, schedules, the unit norm."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gemmascope_jax.sae import jumprelu, optimizer
+from gemmascope_jax.sae.config import Recipe
+
+
+def _tree(seed):
+  rng = np.random.default_rng(seed)
+  return {
+    "a": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+    "b": jnp.asarray(rng.normal(size=5), jnp.float32),
+  }
+
+
+def test_second_moment_equals_adam_with_beta1_zero_and_holds_less():
+  ours = optimizer.scale_by_second_moment(0.999, 1e-8)
+  theirs = optax.scale_by_adam(b1=0.0, b2=0.999, eps=1e-8)
+  params = _tree(0)
+  state, other = ours.init(params), theirs.init(params)
+  for seed in range(1, 6):
+    updates, state = ours.update(_tree(seed), state)
+    expected, other = theirs.update(_tree(seed), other)
+    for key in updates:
+      np.testing.assert_allclose(updates[key], expected[key], rtol=1e-6)
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  assert size(state) == size(params) + 1
+  assert size(other) == 2 * size(params) + 1
+
+
+def test_learning_rate_follows_the_paper():
+  recipe = Recipe(steps=10_000)
+  rate = lambda step: float(optimizer.learning_rate(recipe, step))
+  assert rate(0) == pytest.approx(7e-6)
+  assert rate(500) == pytest.approx(7e-5 * 0.55, rel=1e-5)
+  assert rate(1_000) == pytest.approx(7e-5)
+  assert rate(9_999) == pytest.approx(7e-5)
+
+
+def test_learning_rate_can_decay_to_zero():
+  recipe = Recipe(steps=100, learning_rate_decay_share=0.5)
+  recipe = dataclasses.replace(recipe, learning_rate_warmup_steps=0)
+  rate = lambda step: float(optimizer.learning_rate(recipe, step))
+  assert rate(0) == rate(50) == pytest.approx(7e-5)
+  assert rate(75) == pytest.approx(3.5e-5)
+  assert rate(100) == 0
+
+
+def test_sparsity_coefficient_warms_up_linearly():
+  recipe = Recipe()
+  assert float(optimizer.sparsity(recipe, 6e-4, 0)) == 0
+  assert float(optimizer.sparsity(recipe, 6e-4, 5_000)) == pytest.approx(3e-4)
+  assert float(optimizer.sparsity(recipe, 6e-4, 50_000)) == pytest.approx(6e-4)
+
+
+def test_update_keeps_unit_rows_and_positive_thresholds():
+  recipe = Recipe(
+    width=8, learning_rate=1.0, learning_rate_warmup_steps=0, batch_size=4
+  )
+  rng = np.random.default_rng(0)
+  random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = jumprelu.Params(
+    w_enc=random(5, 8),
+    b_enc=random(8),
+    w_dec=jumprelu.unit_rows(random(8, 5)),
+    b_dec=random(5),
+    threshold=jnp.full(8, 0.01),
+  )
+  gradients = jax.tree.map(lambda x: jnp.ones_like(x), params)
+  state = optimizer.adam(recipe).init(params)
+  new, _ = optimizer.apply(recipe, params, gradients, state, 0)
+  np.testing.assert_allclose(
+    np.linalg.norm(new.w_dec, axis=1), np.ones(8), rtol=1e-6
+  )
+  assert (np.asarray(new.threshold) > 0).all()
+
+
+def test_the_parallel_part_of_the_decoder_gradient_is_removed():
+  rng = np.random.default_rng(1)
+  w_dec = jumprelu.unit_rows(jnp.asarray(rng.normal(size=(6, 5)), jnp.float32))
+  gradient = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+  left = optimizer.remove_parallel(gradient, w_dec)
+  np.testing.assert_allclose((left * w_dec).sum(axis=1), np.zeros(6), atol=1e-6)
+  along = gradient - left
+  np.testing.assert_allclose(
+    along, (along * w_dec).sum(axis=1, keepdims=True) * w_dec, atol=1e-6
+  )
