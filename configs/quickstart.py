@@ -28,20 +28,20 @@ def get_config():
   config.harvest.batch = 10
 
   config.train.site = "res.5"
-  config.train.tokens = 450_560  # 220 steps
-  config.train.log_every = 10
-  config.train.checkpoint_every = 50
+  config.train.tokens = 450_560  # 440 steps
+  config.train.log_every = 20
+  config.train.checkpoint_every = 100
   config.train.sparsity_coefficients = (4e-5, 1e-4, 3e-4)
 
   config.recipe.width = 4096
-  config.recipe.batch_size = 2048  # more steps from the same tokens
-  # 220 steps have to get as far as 10^6: a rate 30 times the paper's, with
+  config.recipe.batch_size = 1024  # more steps from the same tokens
+  # 440 steps have to get as far as 10^6: a rate 30 times the paper's, with
   # momentum against its noise and a decay to settle at the end.
   config.recipe.learning_rate = 2e-3
   config.recipe.adam_b1 = 0.9
-  config.recipe.learning_rate_warmup_steps = 20
+  config.recipe.learning_rate_warmup_steps = 40
   config.recipe.learning_rate_decay_share = 0.4
-  config.recipe.sparsity_warmup_steps = 50
+  config.recipe.sparsity_warmup_steps = 100
   # Pre-activations of this site are about 0.02 in units of C, most of ||x||
   # being its mean. Adam's step knows no scale, so biases and thresholds get a
   # tenth of the rate; b_dec starts at the mean; every threshold starts where
@@ -52,6 +52,6 @@ def get_config():
   config.recipe.threshold_init_l0 = 80.0
   config.recipe.bandwidth = 1e-2
 
-  config.evaluate.sequences = 40
+  config.evaluate.sequences = 32
   config.report.rows = 262_144
   return config

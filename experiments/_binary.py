@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _TRACEBACK = flags.DEFINE_bool(
@@ -41,6 +41,8 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
     flags.mark_flag_as_required("config")
 
   def main(argv):
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:

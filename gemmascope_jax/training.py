@@ -264,9 +264,11 @@ def _initial_states(stream, recipes, scale, seed) -> list:
   sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
   mean = jnp.asarray(stream.mean / scale, jnp.float32)
   key = jax.random.key(seed)
-  return [
+  states = [
     train_step.init_state(recipe, key, sample, mean) for recipe in recipes
   ]
+  # Each member owns its buffers, because its step is given them to overwrite.
+  return [jax.tree.map(jnp.copy, state) for state in states]
 
 
 def _claim(folder: pathlib.Path, description: dict) -> None:

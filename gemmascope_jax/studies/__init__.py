@@ -4,4 +4,4 @@
 spliced, `splice` runs the language model.
 """
 
-from gemmascope_jax.studies.fidelity import Fidelity, fidelity
+from gemmascope_jax.studies.sparsity_fidelity import Fidelity, fidelity

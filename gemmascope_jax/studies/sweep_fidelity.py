@@ -23,7 +23,7 @@ import tqdm
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.sae.sae import SAE
-from gemmascope_jax.studies import fidelity, replacements, splice
+from gemmascope_jax.studies import replacements, sparsity_fidelity, splice
 from gemmascope_jax.studies.records import (
   SiteRecord,
   SpliceRecord,
@@ -92,9 +92,9 @@ def run(
   store.require_model(lm)
   policy = TokenPolicy.of(lm.tokenizer)
   policy.require_same(store.policy, "this evaluation", "the store")
-  tokens = fidelity.check_tokens(lm, tokens)
+  tokens = sparsity_fidelity.check_tokens(lm, tokens)
   for sae in [*saes.values(), *untrained]:
-    fidelity.check_sae(lm, site, sae, policy)
+    sparsity_fidelity.check_sae(lm, site, sae, policy)
 
   mean, _ = store.statistics(site)
   rows = min(store.rows, _COVARIANCE_ROWS)
@@ -230,7 +230,7 @@ def _read_part(path, names) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
 
 
 def _row(name, record, spliced, zero) -> dict[str, Any]:
-  found = fidelity.summarise(record, spliced, zero)
+  found = sparsity_fidelity.summarise(record, spliced, zero)
   return {
     "name": name,
     "kind": "baseline",
