@@ -156,9 +156,10 @@ def evaluate(config: Config) -> dict[str, Any]:
   }
   rows = {row["name"]: row for row in study["rows"]}
   layer = sites.parse(site).layer
+  taken: set[str] = set()
   for name, each in zip(names, saes, strict=True):
     l0 = rows[name]["l0"]["mean"]
-    release = gemma_scope.folder_name(layer, each.width, l0)
+    release = _free(gemma_scope.folder_name(layer, each.width, l0), taken)
     rows[name]["release"] = f"releases/{release}"
     gemma_scope.save(each, workdir / "releases" / release)
   result = {"study": "fidelity", "format": 1} | common | study
@@ -273,6 +274,16 @@ def _finished_members(config: Config) -> list[pathlib.Path]:
 
 def _initial(folder: pathlib.Path) -> pathlib.Path:
   return folder.parent.parent / training.INITIAL / folder.name
+
+
+def _free(release: str, taken: set[str]) -> str:
+  """`release`, numbered if an SAE with the same rounded L0 has it already."""
+  number, name = 1, release
+  while name in taken:
+    number += 1
+    name = f"{release}-{number}"
+  taken.add(name)
+  return name
 
 
 def _released(workdir: pathlib.Path, result: dict) -> bool:

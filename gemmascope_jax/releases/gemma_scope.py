@@ -103,20 +103,7 @@ def load(path: str | os.PathLike) -> SAE:
   file = path / ARRAYS if path.is_dir() else path
   if not file.exists():
     raise FileNotFoundError(f"no {ARRAYS} at {path}")
-  try:
-    with np.load(file, allow_pickle=False) as archive:
-      missing = [key for key in _KEYS if key not in archive.files]
-      if missing:
-        raise ValueError(
-          f"{file} lacks {', '.join(missing)}; it holds"
-          f" {', '.join(sorted(archive.files))}: not a Gemma Scope SAE"
-        )
-      arrays = {key: np.asarray(archive[key], np.float32) for key in _KEYS}
-  except (zipfile.BadZipFile, EOFError, OSError) as error:
-    raise ValueError(
-      f"{file} is truncated or not an npz archive ({error}): fetch or write it"
-      " again"
-    ) from error
+  arrays = _read(file)
   _check(arrays, file)
   return SAE(
     params=Params(
@@ -128,6 +115,27 @@ def load(path: str | os.PathLike) -> SAE:
     ),
     config=_config(file),
   )
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+  """The five arrays as float32; nothing in the file is ever executed."""
+  if not zipfile.is_zipfile(file):
+    raise ValueError(
+      f"{file} is truncated or not an npz archive: fetch or write it again"
+    )
+  with np.load(file, allow_pickle=False) as archive:
+    missing = [key for key in _KEYS if key not in archive.files]
+    if missing:
+      raise ValueError(
+        f"{file} lacks {', '.join(missing)}; it holds"
+        f" {', '.join(sorted(archive.files))}: not a Gemma Scope SAE"
+      )
+    try:
+      return {key: np.asarray(archive[key], np.float32) for key in _KEYS}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+      raise ValueError(
+        f"{file} is damaged ({error}): fetch or write it again"
+      ) from error
 
 
 def _config(file: pathlib.Path) -> SAEConfig:

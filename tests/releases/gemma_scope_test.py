@@ -1,0 +1,232 @@
+"""Gemma Scope's format: bytes, names, outputs, and files that are not it."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from gemmascope_jax import releases, sae
+from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.releases import gemma_scope
+from gemmascope_jax.sae.jumprelu import Params
+from gemmascope_jax.sae.sae import SAE, SAEConfig
+
+
+def _sae(seed=0, width=6, latents=20) -> SAE:
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return SAE(
+    Params(
+      w_enc=normal(width, latents),
+      b_enc=normal(latents),
+      w_dec=normal(latents, width),
+      b_dec=normal(width),
+      threshold=np.abs(normal(latents)) + 0.1,
+    ),
+    SAEConfig(
+      site="res.3",
+      model="gemma-tiny",
+      token_policy=TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0),
+      provenance='{"rows": 7}',
+    ),
+  )
+
+
+def _rewrite(folder, **changes):
+  """Google's kind of file: no card, and what `changes` says different."""
+  file = folder / gemma_scope.ARRAYS
+  arrays = dict(np.load(file)) | changes
+  (folder / gemma_scope.CARD).unlink(missing_ok=True)
+  np.savez(file, **{k: v for k, v in arrays.items() if v is not None})
+  return folder
+
+
+def test_round_trip_keeps_everything(tmp_path):
+  original = _sae()
+  folder = releases.save(original, tmp_path / "a")
+  found = sae.load(folder)
+  assert found.config == original.config
+  for field in vars(original.params):
+    np.testing.assert_array_equal(
+      getattr(found.params, field), getattr(original.params, field)
+    )
+  again = releases.save(found, tmp_path / "b")
+  for name in (gemma_scope.ARRAYS, gemma_scope.CARD):
+    assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_keys_shapes_and_dtypes_are_the_released_ones(tmp_path):
+  releases.save(_sae(), tmp_path)
+  with np.load(tmp_path / "params.npz") as archive:
+    found = {k: (v.shape, v.dtype.str) for k, v in archive.items()}
+  assert found == {
+    "W_enc": ((6, 20), "<f4"),
+    "W_dec": ((20, 6), "<f4"),
+    "b_enc": ((20,), "<f4"),
+    "b_dec": ((6,), "<f4"),
+    "threshold": ((20,), "<f4"),
+  }
+
+
+def test_outputs_are_the_tutorials(tmp_path):
+  """The public tutorial's JumpReLU, written out in float64."""
+  original = _sae()
+  releases.save(original, tmp_path)
+  p = {
+    k: v.astype(np.float64) for k, v in np.load(tmp_path / "params.npz").items()
+  }
+  x = np.random.default_rng(1).normal(size=(4, 5, 6)).astype(np.float32)
+  pre = x @ p["W_enc"] + p["b_enc"]
+  f = (pre > p["threshold"]) * np.maximum(pre, 0)
+  loaded = sae.load(tmp_path)
+  np.testing.assert_allclose(loaded.encode(x), f, rtol=1e-5, atol=1e-5)
+  expected = f @ p["W_dec"] + p["b_dec"]
+  np.testing.assert_allclose(loaded(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("width", "name"),
+  [
+    (2**12, "4k"),
+    (2**14, "16k"),
+    (2**15, "32k"),
+    (2**16, "65k"),
+    (2**17, "131k"),
+    (2**18, "262k"),
+    (2**19, "524k"),
+    (2**20, "1m"),
+  ],
+)
+def test_widths_are_named_as_released(width, name):
+  assert gemma_scope.width_name(width) == name
+
+
+def test_folders_are_named_by_the_measured_l0():
+  found = gemma_scope.folder_name(20, 2**14, 70.6)
+  assert found == "layer_20/width_16k/average_l0_71"
+
+
+def test_googles_files_have_no_card_and_tell_their_site_by_their_path(tmp_path):
+  folder = tmp_path / "gemma-scope-9b-it-res/layer_20/width_16k/average_l0_91"
+  releases.save(_sae(), folder)
+  config = sae.load(_rewrite(folder)).config
+  assert (config.site, config.model) == ("res.20", "gemma-2-9b-it")
+  assert config.token_policy is None
+  plain = tmp_path / "plain"
+  releases.save(_sae(), plain)
+  assert sae.load(_rewrite(plain)).config == SAEConfig()
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"threshold": None}, "lacks threshold"),
+    (
+      {"W_dec": np.zeros((6, 20), "f4")},
+      r"W_dec has shape \(6, 20\), expected",
+    ),
+    ({"W_enc": np.zeros((20, 6), "f4")}, "W_enc is .D, M., W_dec .M, D."),
+    ({"W_enc": np.zeros(3, "f4")}, r"W_enc has shape \(3,\)"),
+    ({"b_enc": np.full(20, np.nan, "f4")}, "b_enc holds values that are not"),
+    ({"threshold": np.full(20, -1, "f4")}, "threshold holds negative values"),
+  ],
+)
+def test_files_that_are_not_an_sae_are_refused(tmp_path, changes, says):
+  releases.save(_sae(), tmp_path)
+  with pytest.raises(ValueError, match=says):
+    sae.load(_rewrite(tmp_path, **changes))
+
+
+def test_a_truncated_file_is_named(tmp_path):
+  releases.save(_sae(), tmp_path)
+  file = _rewrite(tmp_path) / "params.npz"
+  file.write_bytes(file.read_bytes()[:-200])
+  with pytest.raises(ValueError, match="params.npz is truncated"):
+    sae.load(tmp_path)
+
+
+def test_a_pickle_in_disguise_is_not_opened(tmp_path):
+  np.save(
+    tmp_path / "evil.npy", np.array([{"a": 1}], object), allow_pickle=True
+  )
+  (tmp_path / "evil.npy").rename(tmp_path / "params.npz")
+  with pytest.raises(ValueError, match="params.npz"):
+    sae.load(tmp_path)
+
+
+def test_a_card_of_another_file_is_refused(tmp_path):
+  releases.save(_sae(0), tmp_path / "a")
+  releases.save(_sae(1), tmp_path / "b")
+  (tmp_path / "b/params.npz").replace(tmp_path / "a/params.npz")
+  with pytest.raises(ValueError, match="is not the file that .* describes"):
+    sae.load(tmp_path / "a")
+
+
+def test_a_card_of_a_newer_version_is_refused(tmp_path):
+  releases.save(_sae(), tmp_path)
+  card = tmp_path / gemma_scope.CARD
+  card.write_text(json.dumps(json.loads(card.read_text()) | {"format": 99}))
+  with pytest.raises(ValueError, match="format 99.*update"):
+    sae.load(tmp_path)
+
+
+def test_nothing_there_says_what_was_looked_for(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no SAE at .*params.npz"):
+    sae.load(tmp_path)
+
+
+def test_values_that_are_not_finite_are_not_written(tmp_path):
+  bad = _sae()
+  bad.params.b_dec[0] = np.inf
+  with pytest.raises(ValueError, match="b_dec holds values that are not"):
+    releases.save(bad, tmp_path)
+  assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_an_unknown_format_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="unknown release format 'onnx'; known"):
+    releases.save(_sae(), tmp_path, format="onnx")
+
+
+def test_activations_of_another_width_are_refused():
+  with pytest.raises(ValueError, match="width 6, got 7: it was trained on"):
+    _sae().encode(np.zeros((2, 7), np.float32))
+
+
+def test_saelens_loads_the_file_with_equal_outputs(tmp_path):
+  """SAELens' own JumpReLU SAE, given the file's arrays."""
+  sae_lens = pytest.importorskip("sae_lens", reason="sae-lens not installed")
+  torch = pytest.importorskip("torch")
+  from sae_lens.loading.pretrained_sae_loaders import (
+    gemma_2_sae_huggingface_loader,
+  )
+
+  del gemma_2_sae_huggingface_loader  # reads from the Hub; the keys are below
+  original = _sae(2, width=16, latents=64)
+  releases.save(original, tmp_path)
+  arrays = np.load(tmp_path / "params.npz")
+  theirs = sae_lens.SAE.from_dict(
+    {
+      "architecture": "jumprelu",
+      "d_in": 16,
+      "d_sae": 64,
+      "device": "cpu",
+      "dtype": "float32",
+      "apply_b_dec_to_input": False,
+      "normalize_activations": "none",
+      "reshape_activations": "none",
+    }
+  )
+  theirs.load_state_dict({k: torch.from_numpy(arrays[k]) for k in arrays})
+  x = np.random.default_rng(3).normal(size=(512, 16)).astype(np.float32)
+  expected = theirs.encode(torch.from_numpy(x)).detach().numpy()
+  found = np.asarray(sae.load(tmp_path).encode(x))
+  np.testing.assert_array_equal(found > 0, expected > 0)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    sae.load(tmp_path)(x),
+    theirs(torch.from_numpy(x)).detach().numpy(),
+    rtol=1e-4,
+    atol=1e-5,
+  )

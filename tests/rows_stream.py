@@ -1,0 +1,43 @@
+"""A stream of made-up activations with a few true directions, for tests."""
+
+import time
+
+import numpy as np
+
+from gemmascope_jax.data.policy import TokenPolicy
+
+
+class RowsStream:
+  """Sparse combinations of 12 directions in 8 dimensions, off centre."""
+
+  site, width, rows, model = "res.0", 8, 4096, "made up"
+  policy = TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0)
+  fingerprint = "rows"
+  provenance = {"weights_hash": "none"}
+
+  def __init__(self, batch_size, pause=0.0, poisoned=None):
+    self.batch_size, self._pause, self._poisoned = batch_size, pause, poisoned
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(12, 8))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    codes = rng.exponential(size=(self.rows, 12))
+    codes *= rng.random(codes.shape) < 0.15
+    self._x = (codes @ directions * 50 + 20).astype(np.float32)
+    self.mean = self._x.mean(axis=0, dtype=np.float64)
+    self.mean_square_norm = float(
+      np.square(self._x, dtype=np.float64).sum(axis=1).mean()
+    )
+
+  def batch(self, step):
+    chosen = np.arange(step, step + self.batch_size) * self.batch_size
+    batch = self._x[chosen % self.rows]
+    if step == self._poisoned:
+      batch[3, 2] = np.nan
+    return batch
+
+  def iterate(self, start=0):
+    step = start
+    while True:
+      time.sleep(self._pause)
+      yield step, self.batch(step)
+      step += 1

@@ -1,0 +1,174 @@
+"""The loop: exact resume, members as if alone, errors that lose nothing."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gemmascope_jax import artifacts, metrics, sae, training
+from gemmascope_jax.sae.config import Recipe
+from tests import rows_stream
+
+RECIPE = Recipe(
+  width=24,
+  batch_size=16,
+  steps=30,
+  learning_rate=1e-2,
+  learning_rate_warmup_steps=3,
+  sparsity_warmup_steps=5,
+  bandwidth=0.1,
+  threshold_init=0.05,
+  sparsity_coefficient=1e-3,
+)
+SWEEP = [RECIPE, dataclasses.replace(RECIPE, sparsity_coefficient=5e-2)]
+QUIET = training.Schedule(log_every=5, checkpoint_every=7, progress=False)
+
+
+def _digest(folder: pathlib.Path) -> dict[str, str]:
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("params.npz"))
+  }
+
+
+def _train(folder, recipes=SWEEP, **options):
+  stream = rows_stream.RowsStream(RECIPE.batch_size, **options)
+  return training.train(stream, recipes, folder, seed=1, schedule=QUIET)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, _train(folder)
+
+
+def test_training_learns_and_lambda_sparsifies(whole):
+  folder, members = whole
+  lines = metrics.read_jsonl(folder / training.METRICS)
+  last = {line["member"]: line for line in lines}
+  first = lines[0]
+  assert last[0]["fvu"] < 0.7 * first["fvu"]
+  assert last[1]["l0"] < last[0]["l0"]
+  assert {line["step"] for line in lines} == {4, 9, 14, 19, 24, 29}
+  assert len(members) == 2 and all(map(training.is_finished, members))
+
+
+def test_again_gives_the_same_bytes_and_a_member_alone_too(whole, tmp_path):
+  folder, members = whole
+  again = _train(tmp_path / "again")
+  alone = _train(tmp_path / "alone", recipes=[SWEEP[1]])
+  assert _digest(tmp_path / "again") == _digest(folder)
+  read = lambda path: (path / "params.npz").read_bytes()
+  assert read(alone[0]) == read(members[1])
+  assert read(again[0]) != read(again[1])
+
+
+def test_a_run_killed_anywhere_ends_in_the_same_bytes(whole, tmp_path):
+  folder, _ = whole
+  script = f"""
+import tests.conftest, tests.rows_stream, tests.training_test as t
+t._train({str(tmp_path)!r}, pause=0.05)
+"""
+  for seconds in (0.2, 0.7, 1.3):
+    worker = subprocess.Popen(
+      [sys.executable, "-c", script], cwd=pathlib.Path(__file__).parent.parent
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / training.METRICS).exists():
+      assert time.monotonic() < deadline and worker.poll() is None
+      time.sleep(0.05)
+    time.sleep(seconds)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+  members = _train(tmp_path)
+  assert all(map(training.is_finished, members))
+  assert _digest(tmp_path) == _digest(folder)
+  steps = [
+    (line["step"], line["member"])
+    for line in metrics.read_jsonl(tmp_path / training.METRICS)
+  ]
+  assert steps == sorted(set(steps))
+
+
+def test_a_finished_run_is_not_trained_again(whole):
+  folder, members = whole
+  times = [os.stat(path / "params.npz").st_mtime_ns for path in members]
+  assert _train(folder) == members
+  assert [os.stat(p / "params.npz").st_mtime_ns for p in members] == times
+
+
+def test_the_members_load_through_the_front_door(whole):
+  folder, _ = whole
+  found = sae.load(folder, member=1)
+  assert found.width == 24 and found.config.site == "res.0"
+  assert found.config.details()["recipe"]["sparsity_coefficient"] == 5e-2
+  np.testing.assert_allclose(
+    np.linalg.norm(found.params.w_dec, axis=1), np.ones(24), rtol=1e-5
+  )
+  with pytest.raises(ValueError, match="holds 2 SAEs, and member=None"):
+    sae.load(folder)
+
+
+def test_another_configuration_is_refused(whole):
+  folder, _ = whole
+  other = [dataclasses.replace(r, learning_rate=2e-2) for r in SWEEP]
+  with pytest.raises(ValueError, match="holds another run: its recipes differ"):
+    _train(folder, recipes=other)
+
+
+def test_not_finite_stops_with_the_batch_saved(tmp_path):
+  with pytest.raises(training.NonFiniteError, match="at step 9") as error:
+    _train(tmp_path, poisoned=9)
+  saved = np.load(tmp_path / "not_finite_step_9.npy")
+  assert np.isnan(saved).any() and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("recipes", "says"),
+  [
+    ([], "the sweep is empty"),
+    ([RECIPE, RECIPE], "twice"),
+    ([RECIPE, dataclasses.replace(RECIPE, steps=31)], "share steps"),
+    ([dataclasses.replace(RECIPE, batch_size=8)], "the stream's 16"),
+  ],
+)
+def test_sweeps_that_make_no_sense_are_refused(tmp_path, recipes, says):
+  with pytest.raises(ValueError, match=says):
+    _train(tmp_path, recipes=recipes)
+
+
+def test_metrics_cut_off_by_a_kill_are_read(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  artifacts.write_text(path, '{"step": 1}\n{"step": 2}\n{"st')
+  assert [line["step"] for line in metrics.read_jsonl(path)] == [1, 2]
+  writer = metrics.JsonlWriter(path, first_step=2)
+  writer.write({"step": 2, "again": True})
+  writer.close()
+  assert metrics.read_jsonl(path) == [{"step": 1}, {"step": 2, "again": True}]
+  artifacts.write_text(path, '{"st\n{"step": 2}\n')
+  with pytest.raises(ValueError, match="line 1: not JSON"):
+    metrics.read_jsonl(path)
+
+
+def test_checkpoints_restore_onto_another_mesh(tmp_path):
+  from gemmascope_jax import checkpoints, parallel
+
+  mesh = parallel.make_mesh({"model": 8})
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+  value = jax.device_put(np.arange(16.0, dtype=np.float32), split)
+  with checkpoints.Run(tmp_path / "run", keep=1) as run:
+    assert run.latest is None
+    run.save(3, {"x": value})
+  one = {"x": jax.device_put(np.zeros(16, np.float32), jax.devices()[0])}
+  with checkpoints.Run(tmp_path / "run", keep=1) as run:
+    found = run.restore(3, one)["x"]
+  np.testing.assert_array_equal(found, np.arange(16.0))
+  assert found.sharding.device_set == {jax.devices()[0]}
