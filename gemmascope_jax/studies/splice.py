@@ -59,7 +59,8 @@ def run_batch(
   )
   kept, kept_loss = np.asarray(keep), np.asarray(policy.keep_loss(tokens))
   if shift is None:
-    shift = np.asarray(x, np.float64)[kept].mean(axis=0)
+    some = kept if kept.any() else np.ones_like(kept)
+    shift = np.asarray(x, np.float64)[some].mean(axis=0)
   record = SiteRecord.of(x, kept, shift, losses, kept_loss)
   records = {}
   for name, replacement in replacements.items():
