@@ -23,6 +23,7 @@ from gemmascope_jax.data import documents, packing, store, stream, texts
 from gemmascope_jax.data import harvest as harvesting
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.gemma import sites
+from gemmascope_jax.gemma.load import open_source
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.studies import latents, sweep_fidelity
@@ -223,6 +224,10 @@ def _load_lm(config: Config, names: tuple[str, ...] | None = None):
   layers = None
   if names is not None:
     layers = 1 + max(sites.parse(name).layer for name in names)
+    # A site that the model lacks is refused before anything heavy is read.
+    architecture = open_source(config.lm.source, layers).config
+    for name in names:
+      sites.check(architecture, name)
   return gemma.load(
     config.lm.source, dtype=jnp.dtype(config.lm.dtype), num_layers=layers
   )

@@ -1,0 +1,21 @@
+"""Speed, always as a ratio against a named rival measured in the same run.
+
+python -m experiments.benchmark forward
+"""
+
+from absl import app
+
+from experiments.benchmarks import forward
+
+BENCHMARKS = {"forward": forward.main}
+
+
+def main(argv) -> None:
+  """Runs the benchmark that is named."""
+  if len(argv) != 2 or argv[1] not in BENCHMARKS:
+    raise app.UsageError(f"name one benchmark: {', '.join(BENCHMARKS)}")
+  BENCHMARKS[argv[1]]()
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,250 @@
+"""The whole path on a tiny model on disk: stages, resume, and refusals."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gemmascope_jax as gs
+from configs import default, gemma2_2b, quickstart
+from gemmascope_jax import artifacts, experiment
+from gemmascope_jax.data.store_plan import StoreMismatchError
+from gemmascope_jax.sae.config import Recipe
+from tests.gemma import tiny_files
+
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("model")
+  tiny_files.write_tokenizer(folder)
+  tensors = tiny_files.hf_tensors(tiny_files.random_params())
+  return tiny_files.write_hf(folder, tensors)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  rng = np.random.default_rng(0)
+  lines = [
+    " ".join(f"w{i}" for i in rng.zipf(1.3, 40) % 300 + 4) for _ in range(900)
+  ]
+  path = tmp_path_factory.mktemp("text") / "text.jsonl"
+  path.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+  return path
+
+
+def _config(model, text, workdir):
+  config = quickstart.get_config()
+  config.workdir = str(workdir)
+  config.progress = False
+  config.lm.source = str(model)
+  config.data.sources = (f"file:{text}",)
+  config.data.window = 16
+  config.harvest.sites = ("res.1", "mlp.0")
+  config.harvest.rows = 6_000
+  config.harvest.rows_per_shard = 1_000
+  config.train.site = "res.1"
+  config.train.tokens = 6_400
+  config.train.sparsity_coefficients = (1e-3, 1e-1)
+  config.recipe.width = 96
+  config.recipe.batch_size = 64
+  config.recipe.threshold_init_l0 = 12.0
+  config.recipe.bandwidth = 0.1
+  config.evaluate.sequences = 12
+  config.evaluate.pca_components = 5
+  config.report.latents = 5
+  config.report.contexts = 2
+  return config
+
+
+@pytest.fixture(scope="module")
+def done(model, text, tmp_path_factory):
+  config = _config(model, text, tmp_path_factory.mktemp("run"))
+  experiment.harvest(config)
+  experiment.train(config)
+  result = experiment.evaluate(config)
+  return config, result, experiment.make_report(config)
+
+
+def _bytes(workdir, *folders):
+  """Everything but logs, checkpoints and timings."""
+  return {
+    str(path.relative_to(workdir)): path.read_bytes()
+    for folder in folders
+    for path in sorted((pathlib.Path(workdir) / folder).rglob("*"))
+    if path.is_file()
+  }
+
+
+def test_results_hold_saes_and_baselines_with_standard_errors(done):
+  _, result, _ = done
+  kinds = [row["kind"] for row in result["rows"]]
+  assert kinds == ["sae"] * 2 + ["baseline"] * 4
+  for row in result["rows"]:
+    for metric in ("delta_loss", "fvu"):
+      assert row[metric]["stderr"] >= 0 and row[metric]["n"] == 12
+  dense, sparse = result["rows"][:2]
+  assert dense["l0"]["mean"] > sparse["l0"]["mean"]
+  assert dense["fvu"]["mean"] < sparse["fvu"]["mean"]
+  by_name = {row["name"]: row for row in result["rows"]}
+  assert by_name["mean ablation"]["fvu"]["mean"] == pytest.approx(1, abs=0.05)
+  assert by_name["zero ablation"]["loss_recovered"]["mean"] == 0
+
+
+def test_releases_are_named_by_measured_l0_and_agree_with_the_results(done):
+  config, result, _ = done
+  lm = gs.gemma.load(config.lm.source)
+  row = result["rows"][0]
+  folder = pathlib.Path(config.workdir) / row["release"]
+  assert f"average_l0_{round(row['l0']['mean'])}" in folder.name
+  sae = gs.sae.load(folder)
+  assert sae.config.site == "res.1" and sae.config.model == lm.label
+  store = experiment.harvest(config)
+  x = store.read("res.1", 0, 500)
+  assert np.isfinite(np.asarray(sae(x))).all()
+
+
+def test_the_report_lies_where_it_is_said_to(done):
+  _, _, paths = done
+  assert all(path.exists() for path in paths.values())
+  assert any(path.name == "index.html" for path in paths.values())
+
+
+def test_the_same_again_elsewhere_gives_the_same_bytes(
+  done, model, text, tmp_path
+):
+  config, _, _ = done
+  other = _config(model, text, tmp_path)
+  for stage in (
+    experiment.harvest,
+    experiment.train,
+    experiment.evaluate,
+    experiment.make_report,
+  ):
+    stage(other)
+  folders = ("store", "train/saes", "releases", "results")
+  assert _bytes(config.workdir, *folders) == _bytes(tmp_path, *folders)
+
+
+def test_finished_stages_are_not_done_again(done):
+  config, result, _ = done
+  before = {
+    path: os.stat(path).st_mtime_ns
+    for path in pathlib.Path(config.workdir).rglob("*")
+    if path.is_file() and "report" not in path.parts
+  }
+  experiment.harvest(config)
+  experiment.train(config)
+  assert experiment.evaluate(config) == result
+  assert before == {path: os.stat(path).st_mtime_ns for path in before}
+
+
+def test_an_evaluation_that_was_killed_goes_on(done, model, text, tmp_path):
+  config, result, _ = done
+  other = _config(model, text, tmp_path)
+  experiment.harvest(other)
+  experiment.train(other)
+  experiment.evaluate(other)
+  parts = sorted((tmp_path / "results/parts").iterdir())
+  assert len(parts) == 2
+  # As a kill would leave it: one batch done, no result.
+  parts[1].unlink()
+  (tmp_path / "results/fidelity.json").unlink()
+  first = os.stat(parts[0]).st_mtime_ns
+  assert experiment.evaluate(other) == result
+  assert os.stat(parts[0]).st_mtime_ns == first
+
+
+def test_stages_out_of_order_say_what_to_run_first(model, text, tmp_path):
+  config = _config(model, text, tmp_path)
+  with pytest.raises(FileNotFoundError, match="experiments.harvest"):
+    experiment.train(config)
+  with pytest.raises(FileNotFoundError, match="experiments.train"):
+    experiment.evaluate(config)
+  with pytest.raises(FileNotFoundError, match="experiments.evaluate"):
+    experiment.make_report(config)
+
+
+def test_a_store_of_another_model_is_refused(done, text, tmp_path):
+  config, _, _ = done
+  params = tiny_files.random_params()
+  params["layer_0"]["mlp"]["up"] *= 1.01
+  tiny_files.write_tokenizer(tmp_path / "other")
+  other = tiny_files.write_hf(tmp_path / "other", tiny_files.hf_tensors(params))
+  changed = _config(other, text, config.workdir)
+  with pytest.raises(StoreMismatchError, match="was harvested from"):
+    experiment.evaluate(changed)
+
+
+def test_a_site_that_the_store_lacks_is_refused(done):
+  config, _, _ = done
+  changed = config.copy_and_resolve_references()
+  changed.train.site = "att.1"
+  with pytest.raises(ValueError, match="site att.1: .* holds res.1, mlp.0"):
+    experiment.train(changed)
+
+
+def test_a_site_that_the_model_lacks_is_refused(model, text, tmp_path):
+  config = _config(model, text, tmp_path)
+  config.harvest.sites = ("res.7",)
+  with pytest.raises(ValueError, match="site res.7: .* has layers 0..2"):
+    experiment.harvest(config)
+
+
+def test_the_default_recipe_is_the_papers():
+  config = default.get_config()
+  values = config.recipe.to_dict()
+  values["threshold_init_l0"] = None
+  assert Recipe.from_dict(values) == Recipe()
+  assert config.evaluate.sequences == 2048 and config.data.window == 1024
+  assert -(-config.train.tokens // 4096) == Recipe().steps
+  assert gemma2_2b.get_config().recipe == config.recipe
+
+
+def _binary(name, *arguments):
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+  return subprocess.run(
+    [sys.executable, "-m", f"experiments.{name}", *arguments],
+    cwd=_ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def test_gemma_2_gets_as_far_as_weights_not_found(tmp_path):
+  found = _binary(
+    "harvest",
+    "--config=configs/gemma2_2b.py",
+    f"--config.workdir={tmp_path}",
+  )
+  assert found.returncode == 1
+  assert "Traceback" not in found.stderr
+  for words in ("google/gemma-2-2b", "hf auth login", "licence"):
+    assert words in found.stderr, found.stderr
+
+
+def test_an_unknown_config_key_is_named():
+  found = _binary(
+    "train", "--config=configs/quickstart.py", "--config.recipe.widht=3"
+  )
+  assert found.returncode != 0
+  assert "widht" in found.stderr and "width" in found.stderr
+
+
+def test_a_binary_without_a_config_says_so():
+  found = _binary("train")
+  assert found.returncode == 1 and "--config" in found.stderr
+
+
+def test_results_are_json_that_says_what_it_is(done):
+  config, result, _ = done
+  path = pathlib.Path(config.workdir) / "results/fidelity.json"
+  assert artifacts.read_json(path) == result
+  for key in ("model", "token_policy", "config", "code", "store", "site"):
+    assert result[key]
