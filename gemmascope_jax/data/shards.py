@@ -23,6 +23,8 @@ import numpy as np
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.store_plan import StorePlan
 
+_SUM_ROWS = 128  # summed at once: few enough to stay in the CPU's cache
+
 
 class CorruptStoreError(ValueError):
   """A file of a store is missing, truncated or altered; the text names it."""
@@ -188,8 +190,11 @@ class SiteWriter:
     data = memoryview(np.ascontiguousarray(part)).cast("B")
     self._file.write(data)
     self._digest.update(data)
-    values = decode(part).astype(np.float64)
-    self._moments += [values.sum(axis=0), (values * values).sum(axis=0)]
+    for start in range(0, len(part), _SUM_ROWS):
+      values = decode(part[start : start + _SUM_ROWS]).astype(np.float64)
+      self._moments[0] += values.sum(axis=0)
+      values *= values
+      self._moments[1] += values.sum(axis=0)
     self._written += len(part)
     if self._written == self._rows:
       self._close()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,10 +48,12 @@ def run(lm, root, windows=None, sites=SITES, policy=POLICY, **options):
 
 def direct(lm, tokens, site, mask=None):
   """Oracle: the whole model, all windows at once."""
-  out = gemma.forward(
-    lm.config, lm.params, jnp.asarray(tokens), taps=[site], mask=mask
+  forward = jax.jit(
+    lambda params, tokens, mask: gemma.forward(
+      lm.config, params, tokens, taps=[site], mask=mask
+    )
   )
-  return np.asarray(out.acts[site])
+  return np.asarray(forward(lm.params, jnp.asarray(tokens), mask).acts[site])
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -63,8 +66,12 @@ def test_rows_are_the_activations(store, lm, site):
   assert acts.std() > 0.05  # or that tolerance says nothing
 
 
-def test_padded_windows(lm, tmp_path):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_windows(lm, tmp_path, side):
   windows = packing.pack(tiny_gemma.texts(7), ByteTokenizer(), 16, packed=False)
+  if side == "left":  # as rollouts of a chat come; here the mask matters
+    for row in windows.tokens:
+      row[:] = np.roll(row, (row == ByteTokenizer.pad_id).sum())
   real = windows.tokens != ByteTokenizer.pad_id
   assert not real.all()
   made = run(lm, tmp_path / "s", windows, rows=None)
@@ -142,6 +149,8 @@ def test_batch_alignment_makes_lost_shards_anew_to_the_same_bytes(
     "att.0/00002.moments.npy",
   ):
     (root / name).unlink()
+  short = root / "res.1/00005.npy"
+  short.write_bytes(short.read_bytes()[:-8])
   kept = root / "res.1/00004.npy"
   stamp = kept.stat().st_mtime_ns
   run(lm, root).verify()
@@ -183,7 +192,7 @@ def test_killed_anywhere_finishes_with_the_same_bytes(tmp_path):
   whole = contents(tmp_path / "whole")
   assert len(whole) > 50 and events > 200
   seed = random.randrange(10**6)
-  several = sorted(random.Random(seed).sample(range(1, events), 4))
+  several = sorted(random.Random(seed).sample(range(1, events), 3))
   for name, moments in (("several", several), ("late", [events - 5])):
     lines = harvest_and_die(tmp_path / name, *moments)
     assert lines[0] == f"killed {moments[0]}", (seed, lines)
