@@ -31,7 +31,7 @@ def get_config():
   config.train.tokens = 450_560  # 440 steps
   config.train.log_every = 20
   config.train.checkpoint_every = 100
-  config.train.sparsity_coefficients = (4e-5, 1e-4, 3e-4)
+  config.train.sparsity_coefficients = (3e-5, 7e-5, 2e-4)
 
   config.recipe.width = 4096
   config.recipe.batch_size = 1024  # more steps from the same tokens

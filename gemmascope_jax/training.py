@@ -27,7 +27,7 @@ import tqdm
 
 from gemmascope_jax import artifacts, checkpoints, metrics
 from gemmascope_jax.releases import gemma_scope
-from gemmascope_jax.sae import fold, sweep, train_step
+from gemmascope_jax.sae import fold, sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.load import MEMBERS
 from gemmascope_jax.sae.sae import SAE, SAEConfig
@@ -264,9 +264,7 @@ def _initial_states(stream, recipes, scale, seed) -> list:
   sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
   mean = jnp.asarray(stream.mean / scale, jnp.float32)
   key = jax.random.key(seed)
-  states = [
-    train_step.init_state(recipe, key, sample, mean) for recipe in recipes
-  ]
+  states = [sweep.init_fn(recipe)(key, sample, mean) for recipe in recipes]
   # Each member owns its buffers, because its step is given them to overwrite.
   return [jax.tree.map(jnp.copy, state) for state in states]
 

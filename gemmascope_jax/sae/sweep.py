@@ -54,10 +54,24 @@ def step_fn(recipe: Recipe) -> Callable:
     (state, x [B, D], sparsity coefficient) -> (state, metrics); the state's
     buffers are donated.
   """
-  return _compiled(dataclasses.replace(recipe, sparsity_coefficient=0.0))
+  return _compiled_step(dataclasses.replace(recipe, sparsity_coefficient=0.0))
+
+
+def init_fn(recipe: Recipe) -> Callable:
+  """The compiled `train_step.init_state`, shared like the step.
+
+  Returns:
+    (key, sample rows [B, D], mean [D]) -> state.
+  """
+  return _compiled_init(dataclasses.replace(recipe, sparsity_coefficient=0.0))
 
 
 @functools.cache
-def _compiled(recipe: Recipe) -> Callable:
+def _compiled_step(recipe: Recipe) -> Callable:
   step = functools.partial(train_step.train_step, recipe)
   return jax.jit(step, donate_argnums=0)
+
+
+@functools.cache
+def _compiled_init(recipe: Recipe) -> Callable:
+  return jax.jit(functools.partial(train_step.init_state, recipe))

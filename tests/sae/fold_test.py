@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemmascope_jax.sae import fold, jumprelu, train_step
+from gemmascope_jax.sae import fold, jumprelu, sweep, train_step
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.sae import SAE
 from tests.sae.jumprelu_test import _params, _rows
@@ -57,9 +57,7 @@ def test_training_does_not_depend_on_the_activations_scale(factor):
     rows = (_rows(6, rows=640) * c).astype(np.float32)
     scale = float(np.sqrt(np.square(rows.astype(np.float64)).sum(1).mean()))
     unit = jnp.asarray(rows / np.float32(scale))
-    state = train_step.init_state(
-      recipe, jax.random.key(0), unit, unit.mean(axis=0)
-    )
+    state = sweep.init_fn(recipe)(jax.random.key(0), unit, unit.mean(axis=0))
     step = jax.jit(lambda s, x: train_step.train_step(recipe, s, x, 1e-2))
     for i in range(recipe.steps):
       state, _ = step(state, unit[32 * i : 32 * (i + 1)])

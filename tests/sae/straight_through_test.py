@@ -84,5 +84,7 @@ def test_gradient_estimates_the_slope_of_the_expected_loss(coefficient):
     estimate = jax.grad(loss)(jnp.array([at]))[0]
     difference = loss(jnp.array([at + width])) - loss(jnp.array([at - width]))
     np.testing.assert_allclose(
-      float(estimate), float(difference) / (2 * width), rtol=5e-3  # its bias is of the order of the bandwidth
+      float(estimate),
+      float(difference) / (2 * width),
+      rtol=5e-3,  # its bias is of the order of the bandwidth
     )
