@@ -298,6 +298,7 @@ def _save_member(stream, scale, recipe, state, folder) -> None:
     "steps": int(state.step),
     "rows": int(state.step) * recipe.batch_size,
     "dead_fraction": _dead_fraction(recipe, state),
+    "dead_after_rows": _DEAD_AFTER_ROWS,
     "normalisation": {"scale": scale},
     "stream": stream.fingerprint,
     **stream.provenance,

@@ -49,7 +49,9 @@ class Row:
     delta_loss: nats per token over the unspliced model (paper, section 5).
     l0: mean active latents per token; None where it has no meaning.
     loss_recovered: a fraction of zero ablation's loss, or None.
-    dead_fraction: share of latents that never fired, or None.
+    dead_fraction: share of an SAE's latents that are dead, or None.
+    dead_after_rows: training activations without firing that make a latent
+      dead, or None.
     family: an SAE's activation, such as "jumprelu"; None for baselines.
     width: an SAE's number of latents; None for baselines.
     sparsity_coefficient: the lambda it was trained with, or None.
@@ -65,6 +67,7 @@ class Row:
   l0: Value | None = None
   loss_recovered: Value | None = None
   dead_fraction: float | None = None
+  dead_after_rows: int | None = None
   family: str | None = None
   width: int | None = None
   sparsity_coefficient: float | None = None
@@ -281,6 +284,7 @@ def _row(row: Any, index: int, where: str) -> Row:
     l0=_value(row, "l0", where, optional=is_baseline),
     loss_recovered=_value(row, "loss_recovered", where, optional=True),
     dead_fraction=number(row, "dead_fraction", where, optional=True),
+    dead_after_rows=field(row, "dead_after_rows", int, where, optional=True),
     family=field(row, "family", str, where, optional=is_baseline),
     width=field(row, "width", int, where, optional=is_baseline),
     sparsity_coefficient=number(row, "sparsity_coefficient", where, True),

@@ -160,7 +160,7 @@ def headline(result: Fidelity) -> str | None:
   saes = [row for row in result.saes if row.l0.mean > 0]
   if not saes:
     return None
-  best = min(saes, key=lambda row: abs(math.log(row.l0.mean / 50)))
+  best = min(saes, key=lambda row: abs(row.l0.mean - 50))
   text = (
     f"Nearest to 50 active latents: {best.name} with L0"
     f" {best.l0.mean:.1f}, delta loss {plus_minus(best.delta_loss)}"
@@ -191,8 +191,13 @@ def _compared(best: Row, row: Row) -> str:
 
 
 def errors_note(result: Fidelity) -> str:
-  """What the error bars are."""
-  return f"± is one standard error over {count(_sample(result), 'sequence')}"
+  """What the error bars are, and what counts as dead."""
+  note = f"± is one standard error over {count(_sample(result), 'sequence')}"
+  windows = {row.dead_after_rows for row in result.saes} - {None}
+  if windows:
+    rows = ", ".join(f"{window:,}" for window in sorted(windows))
+    note += f"; dead: silent for the last {rows} training activations"
+  return note
 
 
 def small_sample_note(result: Fidelity) -> str | None:

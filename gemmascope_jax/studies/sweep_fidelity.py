@@ -251,6 +251,7 @@ def _describe_sae(sae: SAE) -> dict[str, Any]:
     "sparsity_coefficient": recipe.get("sparsity_coefficient"),
     "train_tokens": details.get("rows"),
     "dead_fraction": details.get("dead_fraction"),
+    "dead_after_rows": details.get("dead_after_rows"),
   }
 
 
