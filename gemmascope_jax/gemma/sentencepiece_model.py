@@ -122,7 +122,7 @@ def rebuild(
   trainer = model.trainer_spec
   trainer.model_type = proto.TrainerSpec.BPE
   trainer.vocab_size = len(pieces)
-  trainer.byte_fallback = True
+  trainer.byte_fallback = _BYTE in types
   trainer.split_digits = True
   trainer.allow_whitespace_only_pieces = True
   trainer.pad_id, trainer.eos_id = pad_id, eos_id

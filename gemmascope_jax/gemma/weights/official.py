@@ -55,8 +55,10 @@ _PLACES = {
   "post_mlp_norm/scale": ("post_ffw_norm/scale", ("D",), ()),
 }
 _FUSED = {
-  leaf: ("attn/qkv_einsum", ("N", "D", "H"), (number,))
-  for number, leaf in enumerate(("attn/q", "attn/k", "attn/v"))
+  leaf: ("attn/qkv_einsum", (heads, "D", "H"), (number,))
+  for number, (leaf, heads) in enumerate(
+    (("attn/q", "N"), ("attn/k", "K"), ("attn/v", "K"))
+  )
 }
 
 
