@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_files
-from tiny_files import CONFIG
 
 from gemmascope_jax import checkpoints, gemma, parallel
 from gemmascope_jax.data import packaged_texts
@@ -22,6 +21,10 @@ from gemmascope_jax.gemma.weights.errors import (
   WeightsFormatError,
   WeightsNotFoundError,
 )
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import tiny_files  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +206,7 @@ def test_an_orbax_folder_or_the_folder_around_it(tmp_path):
       gemma.load(source, config=config)
 
 
-@pytest.mark.parametrize("num_layers", [-1, CONFIG.num_layers + 1])
+@pytest.mark.parametrize("num_layers", [-1, tiny_files.CONFIG.num_layers + 1])
 def test_layers_out_of_range(folder, num_layers):
   with pytest.raises(
     ValueError, match=f"{num_layers}: gemma3_text has 3 layers"
@@ -239,14 +242,17 @@ def test_a_file_of_another_kind(folder):
 
 
 def test_a_tokenizer_with_too_few_or_too_many_words(folder):
-  for vocab in (CONFIG.vocab_size + 1, CONFIG.vocab_size - 128):
+  for vocab in (
+    tiny_files.CONFIG.vocab_size + 1,
+    tiny_files.CONFIG.vocab_size - 128,
+  ):
     tiny_files.write_tokenizer(folder, vocab)
     with pytest.raises(
       TokenizerMismatchError, match=f"{vocab} pieces for tiny"
     ):
       gemma.load(folder)
   # Fewer words than rows are right where the embedding is padded.
-  tiny_files.write_tokenizer(folder, CONFIG.vocab_size - 127)
+  tiny_files.write_tokenizer(folder, tiny_files.CONFIG.vocab_size - 127)
   assert gemma.load(folder, num_layers=0).tokenizer.vocab_size == 193
 
 

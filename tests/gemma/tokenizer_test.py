@@ -6,9 +6,10 @@ Python, English, French, Spanish, German and Dutch): all ids were equal.
 """
 
 import json
+import pathlib
+import sys
 
 import pytest
-import tiny_files
 import tokenizers
 
 from gemmascope_jax.gemma import sentencepiece_model, tokenizer
@@ -17,6 +18,10 @@ from gemmascope_jax.gemma.weights.errors import (
   TokenizerNotFoundError,
   WeightsNotFoundError,
 )
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import tiny_files  # noqa: E402
 
 GOLDEN = {
   "": [],

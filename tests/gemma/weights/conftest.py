@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Any
 
 import pytest
-import tiny_files
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import tiny_files  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
