@@ -23,7 +23,7 @@ _HIDDEN = -(2.0**126)
 # Queries are taken in blocks; a block's keys end with it and, in local layers,
 # start a window before it. That skips work that causality would throw away.
 _MIN_BLOCK = 128
-_MAX_BLOCKS = 8
+_MAX_BLOCKS = 4
 
 
 class Attention(nn.Module):
@@ -97,6 +97,7 @@ def attend(
   window: int | None,
   softcap: float | None,
   precision: Precision,
+  block: int | None = None,
 ) -> Array:
   """Causal attention, soft-capped before the mask, softmax in float32.
 
@@ -108,12 +109,21 @@ def attend(
     window: query i sees keys j with 0 <= i - j < window; None: all before it.
     softcap: scores become cap * tanh(score / cap); None: they stay.
     precision: of the matrix products.
+    block: queries that are taken together; does not change the result. None:
+      chosen from T.
 
   Returns:
     [S, T, N, H] in the dtype of v. Finite even where no key is seen.
   """
-  tokens = q.shape[1]
-  block = max(_MIN_BLOCK, -(-tokens // _MAX_BLOCKS))
+  sequences, tokens, heads, width = q.shape
+  kv_heads = k.shape[2]
+  # The products below are plain batched matrices, rows (query, group): with
+  # one key-value head all of these transpositions are free.
+  grouped = q.reshape(sequences, tokens, kv_heads, -1, width)
+  grouped = grouped.transpose(0, 2, 1, 3, 4)  # [S, K, T, G, H]
+  k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [S, K, T, H]
+  if block is None:
+    block = max(_MIN_BLOCK, -(-tokens // _MAX_BLOCKS))
   outputs = []
   for start in range(0, tokens, block):
     stop = min(start + block, tokens)
@@ -122,42 +132,48 @@ def attend(
       first + jnp.arange(stop - first)
     )[None, :]
     visible = behind >= 0
-    if window is not None:
+    if window is not None and stop - first > window:
       visible &= behind < window
     visible = visible[None, None, :, None, :]
     if mask is not None:
       visible &= mask[:, None, None, None, first:stop]
     outputs.append(
       _attend_block(
-        q[:, start:stop],
-        k[:, first:stop],
-        v[:, first:stop],
+        grouped[:, :, start:stop],
+        k[:, :, first:stop],
+        v[:, :, first:stop],
         visible,
         softcap,
         precision,
       )
     )
-  return jnp.concatenate(outputs, axis=1)
+  out = jnp.concatenate(outputs, axis=2)  # [S, K, T, G, H]
+  return out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
 
 
 def _attend_block(q, k, v, visible, softcap, precision) -> Array:
-  """[S,Q,N,H], [S,R,K,H] twice, bool [S,1,Q,1,R] -> [S,Q,N,H]."""
-  sequences, queries, heads, width = q.shape
-  grouped = q.reshape(sequences, queries, k.shape[2], -1, width)
-  scores = jnp.einsum(
-    "sqkgh,srkh->skqgr",
-    grouped,
+  """[S,K,Q,G,H], [S,K,R,H] twice, bool [S,1,Q,1,R] -> [S,K,Q,G,H]."""
+  sequences, kv_heads, queries, group, width = q.shape
+  batched = ((0, 1), (0, 1))
+  scores = jax.lax.dot_general(
+    q.reshape(sequences, kv_heads, queries * group, width),
     k,
+    (((3,), (3,)), batched),
     precision=precision,
     preferred_element_type=jnp.float32,
   )
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
+  scores = scores.reshape(sequences, kv_heads, queries, group, -1)
   scores = jnp.where(visible, scores, _HIDDEN)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
-  weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-  out = jnp.einsum(
-    "skqgr,srkh->sqkgh", weights.astype(v.dtype), v, precision=precision
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  out = jax.lax.dot_general(
+    weights.astype(v.dtype).reshape(sequences, kv_heads, queries * group, -1),
+    v,
+    (((3,), (2,)), batched),
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
-  return out.reshape(sequences, queries, heads, width)
+  return (out.reshape(q.shape) / total).astype(v.dtype)

@@ -92,14 +92,19 @@ def rope_tables(
     factor: positions are divided by this ("linear" scaling).
 
   Returns:
-    Two float32 arrays [S, T, 1, H/2].
+    Two float32 arrays [S, T, 1, 2, H/2]: of the cosine, and of the sine, with
+    the sign for the first half of the head negative.
   """
   exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
   frequencies = np.float32(1.0) / np.float32(base) ** exponents / factor
-  angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies.astype(
-    np.float32
-  ).reshape(1, 1, 1, -1)
-  return jnp.cos(angles), jnp.sin(angles)
+  angles = positions.astype(jnp.float32)[
+    :, :, None, None, None
+  ] * frequencies.astype(np.float32).reshape(1, 1, 1, 1, -1)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  return (
+    jnp.concatenate([cos, cos], axis=3),
+    jnp.concatenate([-sin, sin], axis=3),
+  )
 
 
 def apply_rope(x: Array, tables: tuple[Array, Array], scale: float) -> Array:
@@ -114,8 +119,7 @@ def apply_rope(x: Array, tables: tuple[Array, Array], scale: float) -> Array:
     [S, T, N, H] in the dtype of x, computed in float32.
   """
   cos, sin = (table * scale for table in tables)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate(
-    [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
-  return rotated.astype(x.dtype)
+  halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+  # Written as a reversal, so that it fuses into one pass over x.
+  rotated = halves * cos + halves[..., ::-1, :] * sin
+  return rotated.reshape(x.shape).astype(x.dtype)

@@ -232,7 +232,8 @@ def forward(
   Raises:
     ValueError: a site that the model lacks or that does not run, a layer whose
       parameters are missing, a number of layers out of range, an edit that
-      changes the shape, a residual stream of another shape.
+      changes the shape, a residual stream or a mask of another shape, a mask
+      that is not bool.
   """
   total = config.num_layers
   first, stream = (0, None) if start is None else start
@@ -247,6 +248,8 @@ def forward(
       f"start: a residual stream of shape {stream.shape}, expected"
       f" {(*tokens.shape, config.width)}: tokens and width of {config.name}"
     )
+  if mask is not None:
+    _check_mask(mask, tokens)
   layers = range(first, last)
   names = {name: _runs(config, name, layers) for name in taps}
   edits = {
@@ -272,6 +275,17 @@ def forward(
     acts={str(name): acts[site] for name, site in names.items()},
     residual=residual,
   )
+
+
+def _check_mask(mask: Array, tokens: Array) -> None:
+  if mask.shape != tokens.shape:
+    raise ValueError(
+      f"mask of shape {mask.shape} for tokens of shape {tokens.shape}"
+    )
+  if mask.dtype != jnp.bool_:
+    raise ValueError(
+      f"mask of dtype {mask.dtype}: expected bool, True for real tokens"
+    )
 
 
 def _runs(config: GemmaConfig, name: str | sites.Site, layers: range):
@@ -307,7 +321,8 @@ def init(
 ) -> dict[str, Any]:
   """Random parameters: normal with deviation 0.02, norm scales zero.
 
-  For tests and, through `jax.eval_shape`, for shapes without numbers.
+  For tests and, through `jax.eval_shape`, for shapes without numbers. The same
+  key gives the same numbers on one kind of machine only.
 
   Args:
     config: the architecture.
@@ -320,6 +335,13 @@ def init(
   model = Model(config, jnp.dtype(dtype))
   tokens = jnp.zeros((1, 1), jnp.int32)
   layers = range(config.num_layers)
-  return model.init(key, tokens, None, frozenset(), {}, layers, None, True)[
-    "params"
-  ]
+
+  @jax.jit  # so that the forward pass, whose result is dropped, never runs
+  def parameters(key):
+    # A generator that is an operation of the compiler's: hundreds of arrays
+    # from JAX's default one take it seconds.
+    key = jax.random.key(jax.random.bits(key), impl="rbg")
+    arguments = (tokens, None, frozenset(), {}, layers, None, True)
+    return model.init(key, *arguments)["params"]
+
+  return parameters(key)

@@ -52,8 +52,8 @@ def test_rule_of_more_axes(mesh):
     rules.spec("embedder/embedding", (64,), mesh)
 
 
-@pytest.mark.parametrize("name", list(gemma.PRESETS))
-def test_every_parameter_of_every_preset_has_a_rule(mesh, name):
+@pytest.mark.parametrize("name", ["gemma-2-2b", "gemma-3-270m"])
+def test_every_parameter_has_a_rule(mesh, name):
   config = gemma.preset(name)
   shapes = jax.eval_shape(lambda: gemma.init(config, jax.random.key(0)))
   found = parallel.shardings(shapes, mesh)
@@ -63,8 +63,8 @@ def test_every_parameter_of_every_preset_has_a_rule(mesh, name):
     found,
   )
   total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-  # All large parameters are split by 4: only norms and the single key-value
-  # head of the smallest models stay whole.
+  # All large parameters are split by 4: only norms and a single key-value head
+  # stay whole.
   assert sum(jax.tree.leaves(local)) < 0.27 * total
 
 
