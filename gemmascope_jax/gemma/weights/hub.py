@@ -69,15 +69,16 @@ def open_id(
     WeightsNotFoundError: no such model, or the Hub can't be reached and the
       files are not in its cache.
   """
-  first = _get(repo, revision, huggingface.CONFIG)
-  folder = first.parent
-  # The Hub's cache keeps a commit's files in a folder of its name: what comes
-  # next is of the same commit, even if somebody pushes meanwhile.
-  commit = folder.name if folder.parent.name == "snapshots" else revision
+  place = _Place(repo, revision, offline=_unreachable(repo, revision))
+  folder = _get(place, huggingface.CONFIG).parent
+  if folder.parent.name == "snapshots":
+    # The cache keeps a commit's files in a folder of its name: what comes next
+    # is of the same commit, even if somebody pushes meanwhile.
+    place = dataclasses.replace(place, revision=folder.name)
   config = huggingface.read_config(folder, repo)
-  index = _get(repo, commit, huggingface.INDEX, optional=True)
+  index = _get(place, huggingface.INDEX, optional=True)
   if index is None:
-    _get(repo, commit, huggingface.SINGLE)
+    _get(place, huggingface.SINGLE)
   else:
     where = huggingface.read_index(index)
     prefix = huggingface.find_prefix(where) or ""
@@ -87,27 +88,71 @@ def open_id(
       for path in layout.leaves(config, count)
     ]
     for file in sorted({where[name] for name in names if name in where}):
-      _get(repo, commit, file)
+      _get(place, file)
   for file in _TOKENIZER:
-    _get(repo, commit, file, optional=True)
+    _get(place, file, optional=True)
   name = repo if revision is None else f"{repo}@{revision}"
   weights = huggingface.open_folder(
-    folder, name=repo, hash_files=lambda files: _hashes(repo, commit, files)
+    folder, name=repo, hash_files=lambda files: _hashes(place, files)
   )
   return dataclasses.replace(weights, label=name)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """A repository at one revision.
+
+  Attributes:
+    repo: its id.
+    revision: branch, tag or commit; None: the newest.
+    offline: why the Hub can't be reached; None if it can.
+  """
+
+  repo: str
+  revision: str | None
+  offline: str | None = None
+
+
+def _unreachable(repo: str, revision: str | None) -> str | None:
+  """Why the Hub can't be reached; None if it can, or need not be.
+
+  Without this question each file, in the cache or not, would wait for half a
+  minute of the client's retries where there is no network.
+  """
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  cached = huggingface_hub.try_to_load_from_cache(
+    repo, huggingface.CONFIG, revision=revision
+  )
+  if isinstance(cached, str) and re.fullmatch("[0-9a-f]{40}", revision or ""):
+    return None
+  with _explained(_Place(repo, revision)):
+    try:
+      huggingface_hub.model_info(repo, revision=revision, timeout=10)
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+      raise
+    except Exception as error:  # of whichever HTTP library the client uses
+      return str(error).strip().splitlines()[0]
+  return None
+
+
 def _get(
-  repo: str, revision: str | None, file: str, optional: bool = False
+  place: _Place, file: str, optional: bool = False
 ) -> pathlib.Path | None:
   """The file on disk, downloaded if need be; None if optional and absent."""
   import huggingface_hub
   from huggingface_hub import errors
 
-  with _explained(repo, revision):
+  with _explained(place):
     try:
       return pathlib.Path(
-        huggingface_hub.hf_hub_download(repo, file, revision=revision)
+        huggingface_hub.hf_hub_download(
+          place.repo,
+          file,
+          revision=place.revision,
+          local_files_only=place.offline is not None,
+        )
       )
     except errors.EntryNotFoundError as error:
       # Offline, an absent file can't be told from one not yet downloaded.
@@ -116,27 +161,31 @@ def _get(
       if isinstance(error, errors.LocalEntryNotFoundError):
         raise
       raise WeightsNotFoundError(
-        f"weights not found: {repo} has no {file}; expected a model in Hugging"
-        " Face's format with safetensors"
+        f"weights not found: {place.repo} has no {file}; expected a model in"
+        " Hugging Face's format with safetensors"
       ) from error
 
 
-def _hashes(repo: str, commit: str, files: Sequence[str]) -> list[str]:
+def _hashes(place: _Place, files: Sequence[str]) -> list[str]:
   """SHA-256s of files, downloaded or not."""
   import huggingface_hub
 
   hashes = []
   for file in files:
-    path = huggingface_hub.try_to_load_from_cache(repo, file, revision=commit)
+    path = huggingface_hub.try_to_load_from_cache(
+      place.repo, file, revision=place.revision
+    )
     if isinstance(path, str):
       hashes.append(huggingface.blob_hash(pathlib.Path(path)))
       continue
     record = cache.folder("hub") / (
-      artifacts.fingerprint([repo, commit, file]) + ".json"
+      artifacts.fingerprint([place.repo, place.revision, file]) + ".json"
     )
     if not record.is_file():
-      url = huggingface_hub.hf_hub_url(repo, file, revision=commit)
-      with _explained(repo, commit):
+      url = huggingface_hub.hf_hub_url(
+        place.repo, file, revision=place.revision
+      )
+      with _explained(place):
         etag = huggingface_hub.get_hf_file_metadata(url).etag
       if not re.fullmatch("[0-9a-f]{64}", etag or ""):
         raise WeightsFormatError(
@@ -148,11 +197,11 @@ def _hashes(repo: str, commit: str, files: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
+def _explained(place: _Place) -> Iterator[None]:
   """Turns the Hub client's errors into ours, which say what to do."""
   from huggingface_hub import errors
 
-  page = f"https://huggingface.co/{repo}"
+  repo, page = place.repo, f"https://huggingface.co/{place.repo}"
   steps = (
     f"To get access: accept the licence at {page}, log in with `hf auth login`"
     " (or set HF_TOKEN), and run the same command again. Or download the model"
@@ -167,7 +216,7 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     ) from error
   except errors.RevisionNotFoundError as error:
     raise WeightsNotFoundError(
-      f"weights not found: {repo} has no revision {revision!r}; see"
+      f"weights not found: {repo} has no revision {place.revision!r}; see"
       f" {page}/commits/main"
     ) from error
   except errors.RepositoryNotFoundError as error:
@@ -179,12 +228,11 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     errors.LocalEntryNotFoundError,
     errors.OfflineModeIsEnabled,
     errors.HfHubHTTPError,
-    ConnectionError,
   ) as error:
     status = getattr(getattr(error, "response", None), "status_code", None)
     kind = GatedModelError if status in (401, 403) else WeightsNotFoundError
-    reason = str(error.__cause__ or error).strip().splitlines()[0]
+    reason = place.offline or str(error).strip().splitlines()[0]
     raise kind(
       f"weights not found: {repo} is not (wholly) in the local cache, and the"
-      f" Hub did not give it: {reason} {steps}"
+      f" Hub did not give it ({reason}). {steps}"
     ) from error

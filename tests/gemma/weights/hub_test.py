@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import tiny_files
@@ -57,7 +58,11 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
   def _answer(self, body):
     parts = self.path.split("?")[0].strip("/").split("/")
+    about = parts[:2] == ["api", "models"]  # /api/models/REPO/revision/REVISION
+    parts = [*parts[2:], "revision", "main"][:5] if about else parts
     repo, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+    if about and repo in ("org/gated", "org/forbidden"):
+      return self._describe(repo)
     if repo == "org/gated":
       return self._refuse(401, "GatedRepo")
     if repo == "org/forbidden":
@@ -66,6 +71,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
       return self._refuse(401, "RepoNotFound")
     if revision not in ("main", "v1", COMMIT):
       return self._refuse(404, "RevisionNotFound")
+    if about:
+      return self._describe(repo)
     path = self.server.folder / file
     if not path.is_file():
       return self._refuse(404, "EntryNotFound")
@@ -81,6 +88,14 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     self.end_headers()
     if body:
       self.wfile.write(data)
+
+  def _describe(self, repo):
+    data = json.dumps({"id": repo, "sha": COMMIT}).encode()
+    self.send_response(200)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(data)))
+    self.end_headers()
+    self.wfile.write(data)
 
   def _refuse(self, status, code):
     self.send_response(status)
@@ -107,13 +122,13 @@ def world(tmp_path_factory):
   server.server_close()
 
 
-def _load(world, sources, offline=False):
+def _load(world, sources, changes=None):
   server, root = world
   environment = {
     **os.environ,
     "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
     "HF_HOME": str(root / "home"),
-    "HF_HUB_OFFLINE": "1" if offline else "0",
+    "HF_HUB_OFFLINE": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GEMMASCOPE_CACHE": str(root / "cache"),
     "NO_PROXY": "127.0.0.1",
@@ -121,6 +136,7 @@ def _load(world, sources, offline=False):
       [str(pathlib.Path(gemma.__file__).parents[2]), *sys.path]
     ),
   }
+  environment |= changes or {}
   environment.pop("HF_TOKEN", None)
   done = subprocess.run(
     [sys.executable, "-c", _CLIENT, json.dumps(sources)],
@@ -165,7 +181,7 @@ def test_download_of_what_is_needed_then_offline(world):
     "tokenizer.json",
   }
   # After the first, all of one commit.
-  assert {revision for _, revision, file in server.log[2:]} == {COMMIT}
+  assert {revision for _, revision, _ in server.log[2:]} == {COMMIT}
 
   for result in (gated, forbidden):
     assert "GatedModelError" in result["error"]
@@ -180,14 +196,28 @@ def test_download_of_what_is_needed_then_offline(world):
   requests = len(server.log)
   again, more, never = _load(
     world,
-    [[f"org/tiny@{COMMIT}", 1], [f"org/tiny@{COMMIT}", 2], ["org/new", 1]],
-    offline=True,
+    [["org/tiny@v1", 1], [f"org/tiny@{COMMIT}", 2], ["org/new", 1]],
+    {"HF_HUB_OFFLINE": "1"},
   )
   assert again["hash"] == expected
   for result, name in ((more, "org/tiny"), (never, "org/new")):
     assert result["error"][0] == "WeightsNotFoundError"
     assert f"{name} is not (wholly) in the local cache" in result["message"]
   assert len(server.log) == requests
+
+
+def test_without_a_network_there_is_no_wait(world):
+  _load(world, [["org/tiny@v1", 1]])
+  started = time.monotonic()
+  known, unknown = _load(
+    world,
+    [["org/tiny@v1", 1], ["org/new", 1]],
+    {"HF_ENDPOINT": "http://127.0.0.1:9"},  # nobody listens there
+  )
+  assert known["params"] == ["embedder", "final_norm", "layer_0"]
+  assert unknown["error"][0] == "WeightsNotFoundError"
+  assert "refused" in unknown["message"]
+  assert time.monotonic() - started < 20  # the client's own retries take 24 s
 
 
 def test_presets_are_aliases_of_ids():
