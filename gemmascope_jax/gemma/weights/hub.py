@@ -133,8 +133,14 @@ def _unreachable(repo: str, revision: str | None) -> str | None:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
       raise
     except Exception as error:  # of whichever HTTP library the client uses
-      return str(error).strip().splitlines()[0]
+      return _first_line(error)
   return None
+
+
+def _first_line(error: Exception) -> str:
+  """What happened, without the client's advice; some errors say nothing."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
 
 
 def _get(
@@ -231,7 +237,7 @@ def _explained(place: _Place) -> Iterator[None]:
   ) as error:
     status = getattr(getattr(error, "response", None), "status_code", None)
     kind = GatedModelError if status in (401, 403) else WeightsNotFoundError
-    reason = place.offline or str(error).strip().splitlines()[0]
+    reason = place.offline or _first_line(error)
     raise kind(
       f"weights not found: {repo} is not (wholly) in the local cache, and the"
       f" Hub did not give it ({reason}). {steps}"
