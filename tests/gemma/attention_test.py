@@ -33,7 +33,7 @@ def _direct(q, k, v, mask, window, softcap):
 
 @pytest.mark.parametrize(
   ("window", "block"),
-  [(None, 5), (None, None), (1, 5), (6, 5), (6, 16), (100, 16)],
+  [(None, 5), (None, None), (1, 5), (6, 5), (6, 16), (22, None), (100, 16)],
 )
 def test_equals_the_definition(window, block):
   q, k, v = _inputs(tokens=23)

@@ -20,6 +20,8 @@ def _mask(side):
       mask[row, :padding] = False
     elif side == "right":
       mask[row, TOKENS.shape[1] - padding :] = False
+    else:
+      mask[row, 3 : 3 + padding] = False
   return mask
 
 
@@ -43,7 +45,7 @@ def _forward(config, params, tokens, mask):
   return gemma.forward(config, params, tokens, taps=taps, mask=mask)
 
 
-@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize("side", [None, "left", "right", "gap"])
 def test_sites_and_logits_equal_hugging_face(oracle, side):
   mask = None if side is None else _mask(side)
   logits, acts = oracle.run(TOKENS, mask)
