@@ -124,6 +124,24 @@ def test_equal_on_one_device_and_on_many(axes):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
+def test_a_mesh_never_gathers_parameters_or_logits():
+  mesh = parallel.make_mesh({"data": 2, "model": 4})
+  params = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    jax.eval_shape(_params),
+    parallel.shardings(jax.eval_shape(_params), mesh),
+  )
+  rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  tokens = jax.ShapeDtypeStruct(TOKENS.shape, jnp.int32, sharding=rows)
+  text = jax.jit(_run).lower(params, tokens).compile().as_text()
+  # Sums after W_O, the down-projection and the embedding; nothing else moves.
+  assert " all-reduce(" in text
+  for other in ("all-gather", "all-to-all", "collective-permute"):
+    assert f" {other}" not in text
+
+
 def test_gemma2_2b_with_its_loss_compiles_at_full_size():
   config = gemma.preset("gemma-2-2b")
   params = jax.eval_shape(lambda: gemma.init(config, jax.random.key(0)))
