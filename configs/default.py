@@ -13,6 +13,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.seed = 0  # of batches' order and initial weights
   config.progress = True  # progress bars
 
+  # Devices: batch rows and sequences x latents, heads and words. 1 x 1: the
+  # default device. GS 4.1: data for small widths, model for large ones.
+  config.mesh = ml_collections.ConfigDict()
+  config.mesh.data = 1
+  config.mesh.model = 1
+
   config.lm = ml_collections.ConfigDict()
   config.lm.source = "google/gemma-2-2b"  # Hub id, folder, *.gguf or "demo"
   config.lm.dtype = "float32"  # GS 4.7: 32-bit precision throughout

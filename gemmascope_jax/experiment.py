@@ -17,8 +17,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
-from gemmascope_jax import artifacts, gemma, report, sae, training
+from gemmascope_jax import artifacts, gemma, parallel, report, sae, training
 from gemmascope_jax.data import documents, packing, store, stream, texts
 from gemmascope_jax.data import harvest as harvesting
 from gemmascope_jax.data.policy import TokenPolicy
@@ -94,6 +95,7 @@ def train(config: Config) -> list[pathlib.Path]:
     recipes,
     _workdir(config) / "train",
     seed=config.seed,
+    mesh=_mesh(config),
     schedule=training.Schedule(
       log_every=config.train.log_every,
       checkpoint_every=config.train.checkpoint_every,
@@ -229,8 +231,22 @@ def _load_lm(config: Config, names: tuple[str, ...] | None = None):
     for name in names:
       sites.check(architecture, name)
   return gemma.load(
-    config.lm.source, dtype=jnp.dtype(config.lm.dtype), num_layers=layers
+    config.lm.source,
+    dtype=jnp.dtype(config.lm.dtype),
+    num_layers=layers,
+    mesh=_mesh(config),
   )
+
+
+def _mesh(config: Config) -> Mesh | None:
+  """The configured devices; None for the default one."""
+  axes = {
+    parallel.DATA: config.mesh.data,
+    parallel.MODEL: config.mesh.model,
+  }
+  if set(axes.values()) == {1}:
+    return None
+  return parallel.make_mesh(axes)
 
 
 def _documents(config: Config, split: str):

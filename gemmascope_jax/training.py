@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemmascope_jax import artifacts, checkpoints, metrics
+from gemmascope_jax import artifacts, checkpoints, metrics, parallel
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import fold, sweep
 from gemmascope_jax.sae.config import Recipe
@@ -70,6 +71,7 @@ def train(
   *,
   seed: int = 0,
   schedule: Schedule | None = None,
+  mesh: Mesh | None = None,
 ) -> list[pathlib.Path]:
   """Trains every recipe on one stream; resumes what a kill left.
 
@@ -84,6 +86,9 @@ def train(
     folder: where the run lives.
     seed: of the initial weights. Members of the same width start equal.
     schedule: see `Schedule`.
+    mesh: devices to train on: batch rows are split over its "data" axis and
+      latents over its "model" axis; None: the default device. A run may go on
+      on another mesh than it began on, to rounding.
 
   Returns:
     The members' folders under `saes/`, in the order of `recipes`.
@@ -108,6 +113,8 @@ def train(
   scale = _scale(stream, recipes[0])
   save = functools.partial(_save_member, stream, scale)
   states = _initial_states(stream, recipes, scale, seed)
+  if mesh is not None:
+    states = parallel.shard(states, mesh, parallel.SAE_RULES)
   steps = recipes[0].steps
   with checkpoints.Run(
     folder / CHECKPOINTS, keep=schedule.keep_checkpoints
@@ -118,7 +125,7 @@ def train(
     else:
       for path, recipe, state in zip(finished, recipes, states, strict=True):
         save(recipe, state, folder / INITIAL / path.name)
-    _loop(stream, recipes, states, scale, start, folder, schedule, saved)
+    _loop(stream, recipes, states, scale, start, folder, schedule, saved, mesh)
     if saved.latest != steps:
       saved.save(steps, states)
   for path, recipe, state in zip(finished, recipes, states, strict=True):
@@ -157,7 +164,7 @@ class _Clock:
     return round(rate, 1)
 
 
-def _loop(stream, recipes, states, scale, start, folder, schedule, saved):
+def _loop(stream, recipes, states, scale, start, folder, schedule, saved, mesh):
   """Runs steps start..steps-1, changing the list `states` in place."""
   steps = recipes[0].steps
   coefficients = [jnp.float32(r.sparsity_coefficient) for r in recipes]
@@ -174,10 +181,10 @@ def _loop(stream, recipes, states, scale, start, folder, schedule, saved):
     for step, batch in stream.iterate(start):
       if step >= steps:
         break
-      x = jnp.asarray(batch) / jnp.float32(scale)
+      x = _on_devices(batch, mesh) / jnp.float32(scale)
       found = []
       for index, recipe in enumerate(recipes):
-        states[index], values = sweep.step_fn(recipe)(
+        states[index], values = sweep.step_fn(recipe, mesh)(
           states[index], x, coefficients[index]
         )
         found.append(values)
@@ -204,6 +211,14 @@ def _loop(stream, recipes, states, scale, start, folder, schedule, saved):
   finally:
     bar.close()
     writer.close()
+
+
+def _on_devices(batch: np.ndarray, mesh: Mesh | None) -> jax.Array:
+  """The batch on the default device, or its rows split over the mesh."""
+  if mesh is None:
+    return jnp.asarray(batch)
+  axis = parallel.DATA if parallel.DATA in mesh.shape else None
+  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(axis)))
 
 
 def _settle(folder, recipes, step, batch, found) -> None:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from gemmascope_jax import artifacts, metrics, sae, training
+from gemmascope_jax import artifacts, metrics, parallel, sae, training
+from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
 from tests import rows_stream
 
@@ -39,9 +40,11 @@ def _digest(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def _train(folder, recipes=SWEEP, **options):
+def _train(folder, recipes=SWEEP, mesh=None, **options):
   stream = rows_stream.RowsStream(RECIPE.batch_size, **options)
-  return training.train(stream, recipes, folder, seed=1, schedule=QUIET)
+  return training.train(
+    stream, recipes, folder, seed=1, schedule=QUIET, mesh=mesh
+  )
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +162,7 @@ def test_metrics_cut_off_by_a_kill_are_read(tmp_path):
 
 
 def test_checkpoints_restore_onto_another_mesh(tmp_path):
-  from gemmascope_jax import checkpoints, parallel
+  from gemmascope_jax import checkpoints
 
   mesh = parallel.make_mesh({"model": 8})
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
@@ -172,3 +175,39 @@ def test_checkpoints_restore_onto_another_mesh(tmp_path):
     found = run.restore(3, one)["x"]
   np.testing.assert_array_equal(found, np.arange(16.0))
   assert found.sharding.device_set == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize("axes", [{"model": 8}, {"data": 4, "model": 2}])
+def test_a_mesh_gives_the_same_saes_to_rounding(whole, tmp_path, axes):
+  folder, _ = whole
+  mesh = parallel.make_mesh(axes)
+  _train(tmp_path, mesh=mesh)
+  for member in (0, 1):
+    one, split = sae.load(folder, member), sae.load(tmp_path, member)
+    for field in vars(one.params):
+      np.testing.assert_allclose(
+        getattr(split.params, field),
+        getattr(one.params, field),
+        rtol=1e-3,
+        atol=1e-3,
+      )
+  losses = [
+    [line["loss"] for line in metrics.read_jsonl(path / training.METRICS)]
+    for path in (folder, tmp_path)
+  ]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_no_device_holds_more_than_its_latents():
+  mesh = parallel.make_mesh({"model": 8})
+  stream = rows_stream.RowsStream(RECIPE.batch_size)
+  rows = jax.numpy.asarray(stream.batch(0))
+  state = sweep.init_fn(RECIPE)(jax.random.key(0), rows, rows[0])
+  state = parallel.shard(state, mesh, parallel.SAE_RULES)
+  for _ in range(2):
+    state, _ = sweep.step_fn(RECIPE, mesh)(state, rows, 1e-3)
+  for tree in (state.params, state.opt_state.nu):
+    for name in ("w_enc", "w_dec", "b_enc", "threshold"):
+      leaf = getattr(tree, name)
+      held = {shard.data.size for shard in leaf.addressable_shards}
+      assert held == {leaf.size // 8}, name

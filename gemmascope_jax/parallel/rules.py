@@ -30,6 +30,17 @@ LM_RULES: Rules = (
   (r"(layer_\d+/)?(attn/)?\w+_norm/scale", P()),
 )
 
+# One SAE's training state, latents split (paper, 4.1: Megatron-style): each
+# device holds and updates its own latents; the reconstruction is summed over
+# devices. Optimizer moments have the paths of their parameters.
+SAE_RULES: Rules = (
+  (r"(.*/)?w_enc", P(None, MODEL)),  # [D, M]
+  (r"(.*/)?w_dec", P(MODEL, None)),  # [M, D]
+  (r"(.*/)?(b_enc|threshold|last_fired)", P(MODEL)),  # [M]
+  (r"(.*/)?b_dec", P()),  # [D]
+  (r"(.*/)?(step|count)", P()),
+)
+
 
 def spec(
   path: str, shape: Sequence[int], mesh: Mesh, rules: Rules = LM_RULES
@@ -109,6 +120,11 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = LM_RULES) -> Any:
 def shard(tree: Any, mesh: Mesh, rules: Rules = LM_RULES) -> Any:
   """Puts every array of the tree onto the mesh as the rules say."""
   return jax.device_put(tree, shardings(tree, mesh, rules))
+
+
+def constrain(tree: Any, mesh: Mesh, rules: Rules = LM_RULES) -> Any:
+  """Inside a jitted function: the tree, held to the rules' shardings."""
+  return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, rules))
 
 
 def _join(path: Any) -> str:

@@ -12,7 +12,9 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
+from gemmascope_jax import parallel
 from gemmascope_jax.sae import train_step
 from gemmascope_jax.sae.config import Recipe
 
@@ -47,14 +49,19 @@ def check(recipes: Sequence[Recipe], batch_size: int) -> None:
       raise ValueError(f"the sweep holds {recipe.name} twice: remove one")
 
 
-def step_fn(recipe: Recipe) -> Callable:
+def step_fn(recipe: Recipe, mesh: Mesh | None = None) -> Callable:
   """The compiled step of `recipe`, shared by members of its shape.
+
+  Args:
+    recipe: see `Recipe`.
+    mesh: keeps the state split over it by `parallel.SAE_RULES`.
 
   Returns:
     (state, x [B, D], sparsity coefficient) -> (state, metrics); the state's
     buffers are donated.
   """
-  return _compiled_step(dataclasses.replace(recipe, sparsity_coefficient=0.0))
+  recipe = dataclasses.replace(recipe, sparsity_coefficient=0.0)
+  return _compiled_step(recipe, mesh)
 
 
 def init_fn(recipe: Recipe) -> Callable:
@@ -67,8 +74,15 @@ def init_fn(recipe: Recipe) -> Callable:
 
 
 @functools.cache
-def _compiled_step(recipe: Recipe) -> Callable:
-  step = functools.partial(train_step.train_step, recipe)
+def _compiled_step(recipe: Recipe, mesh: Mesh | None) -> Callable:
+  def step(state, x, sparsity_coefficient):
+    state, values = train_step.train_step(
+      recipe, state, x, sparsity_coefficient
+    )
+    if mesh is not None:
+      state = parallel.constrain(state, mesh, parallel.SAE_RULES)
+    return state, values
+
   return jax.jit(step, donate_argnums=0)
 
 
