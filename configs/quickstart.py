@@ -42,7 +42,7 @@ def get_config():
   config.train.site = "res.5"
   config.train.tokens = 450_560  # 440 steps
   config.train.log_every = 20
-  config.train.checkpoint_every = 100
+  config.train.checkpoint_every = 50
   config.train.sparsity_coefficients = (3e-5, 7e-5, 2e-4)
 
   config.recipe.width = 4096
