@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.harvest.rows_per_shard = 1 << 20  # 9 GiB at width 2304 (GS: 10-20)
   config.harvest.batch = 8  # sequences a forward pass
   config.harvest.dtype = "float32"  # on disk (GS 3.3.2)
+  config.harvest.verify = True  # compare checksums before a store is used
 
   config.train = ml_collections.ConfigDict()
   config.train.site = "res.12"
@@ -73,12 +74,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.evaluate = ml_collections.ConfigDict()
   config.evaluate.sequences = 2048  # held out, of data.window tokens (GS 4.1)
+  config.evaluate.stride = 1  # use every n-th held-out window
   config.evaluate.batch = 8  # sequences a forward pass
   config.evaluate.pca_components = 50  # of the PCA baseline
-  config.evaluate.target_l0 = 50.0  # whose SAE the page looks into
-
-  config.report = ml_collections.ConfigDict()
-  config.report.latents = 36  # described on the page
-  config.report.contexts = 6  # top contexts each
-  config.report.rows = 1 << 20  # of the store, searched for contexts
+  config.evaluate.target_l0 = 50.0  # whose SAE is looked into:
+  config.evaluate.latents = 36  # so many of its latents are described,
+  config.evaluate.contexts = 6  # with so many top contexts each,
+  config.evaluate.context_rows = 1 << 20  # found in so many rows of the store
   return config

@@ -59,4 +59,13 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
       print("\nstopped; the same command goes on from here", file=sys.stderr)
       sys.exit(130)
 
-  app.run(main)
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(arguments):
+  """Parses flags; an unknown config key is an error of one line."""
+  try:
+    return app.parse_flags_with_usage(arguments)
+  except (AttributeError, KeyError) as error:
+    message = str(error.args[0] if error.args else error)
+    sys.exit(f"error: no such setting in the config: {message}")

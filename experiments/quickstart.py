@@ -19,6 +19,7 @@ _STAGES = (
 
 def main(config) -> None:
   """Runs the four stages; says what took how long and where things lie."""
+  experiment.check(config)
   results, seconds = {}, {}
   for number, (name, stage) in enumerate(_STAGES, start=1):
     print(f"\n[{number}/{len(_STAGES)}] {name}", flush=True)

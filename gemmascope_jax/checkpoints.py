@@ -128,8 +128,9 @@ class Run:
   def __init__(self, folder: str | os.PathLike, keep: int):
     from orbax.checkpoint import v1 as ocp
 
+    self._folder = pathlib.Path(folder).resolve()
     self._checkpointer = ocp.training.Checkpointer(
-      pathlib.Path(folder).resolve(),
+      self._folder,
       preservation_policy=ocp.training.preservation_policies.LatestN(keep),
       cleanup_tmp_directories=True,
     )
@@ -163,5 +164,13 @@ class Run:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       like,
     )
-    found = self._checkpointer.load_checkpointables(step, {"state": abstract})
+    try:
+      found = self._checkpointer.load_checkpointables(step, {"state": abstract})
+    except Exception as error:  # what a damaged file raises is not documented
+      raise ValueError(
+        f"checkpoint {self._folder / str(step)} can't be read, a file is"
+        " missing or damaged: delete that folder and run the same command"
+        " again, which goes on from the one before"
+        f" ({type(error).__name__}: {str(error)[:300]})"
+      ) from error
     return found["state"]

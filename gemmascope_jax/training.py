@@ -27,6 +27,7 @@ import tqdm
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemmascope_jax import artifacts, checkpoints, metrics, parallel
+from gemmascope_jax.data.lock import write_lock
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import fold, sweep
 from gemmascope_jax.sae.config import Recipe
@@ -37,6 +38,7 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 INITIAL = "initial"
+_LOCK = "writing.lock"
 # A latent that has not fired for this many rows counts as dead in the logs.
 _DEAD_AFTER_ROWS = 200_000
 # Rows from which data-dependent starting values are measured.
@@ -62,6 +64,13 @@ class Schedule:
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 2
   progress: bool = True
+
+  def __post_init__(self):
+    for field in ("log_every", "checkpoint_every", "keep_checkpoints"):
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f"train.{field} is {getattr(self, field)}; expected at least 1"
+        )
 
 
 def train(
@@ -101,14 +110,19 @@ def train(
   schedule = schedule or Schedule()
   folder = pathlib.Path(folder)
   sweep.check(recipes, stream.batch_size)
-  description = {
-    "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
-    "seed": seed,
-    "stream": stream.fingerprint,
-  }
-  _claim(folder, description)
+  folder.mkdir(parents=True, exist_ok=True)
+  with write_lock(folder, _LOCK):
+    return _train(stream, recipes, folder, seed, schedule, mesh)
+
+
+def _train(stream, recipes, folder, seed, schedule, mesh):
+  """`train`, with the folder locked."""
+  if not (folder / RUN).exists():
+    artifacts.write_json(folder / RUN, _description(stream, recipes, seed))
+  require_run(folder, stream, recipes, seed)
   finished = members(folder, recipes)
-  if all(is_finished(path) for path in finished):
+  initial = [folder / INITIAL / path.name for path in finished]
+  if all(gemma_scope.is_whole(path) for path in [*finished, *initial]):
     return finished
   scale = _scale(stream, recipes[0])
   save = functools.partial(_save_member, stream, scale)
@@ -116,15 +130,15 @@ def train(
   if mesh is not None:
     states = parallel.shard(states, mesh, parallel.SAE_RULES)
   steps = recipes[0].steps
+  for path, recipe, state in zip(initial, recipes, states, strict=True):
+    if not gemma_scope.is_whole(path):
+      save(recipe, state, path)
   with checkpoints.Run(
     folder / CHECKPOINTS, keep=schedule.keep_checkpoints
   ) as saved:
     start = saved.latest or 0
     if start:
       states = saved.restore(start, states)
-    else:
-      for path, recipe, state in zip(finished, recipes, states, strict=True):
-        save(recipe, state, folder / INITIAL / path.name)
     _loop(stream, recipes, states, scale, start, folder, schedule, saved, mesh)
     if saved.latest != steps:
       saved.save(steps, states)
@@ -141,11 +155,6 @@ def members(
     pathlib.Path(folder) / MEMBERS / f"{index:02d}_{_slug(recipe)}"
     for index, recipe in enumerate(recipes)
   ]
-
-
-def is_finished(member: pathlib.Path) -> bool:
-  """Whether the member's folder is whole; its card is written last."""
-  return (member / gemma_scope.CARD).exists()
 
 
 class _Clock:
@@ -253,7 +262,7 @@ def _dead_fraction(recipe, state) -> float:
   """Share of latents that have not fired lately, or never."""
   steps = int(state.step)
   rows = steps * recipe.batch_size
-  fired = np.asarray(state.last_fired)
+  fired = np.asarray(state.last_fired, np.int64)  # rows pass 2^31
   silent = np.where(fired < 0, steps, steps - 1 - fired) * recipe.batch_size
   return float((silent >= min(_DEAD_AFTER_ROWS, max(rows, 1))).mean())
 
@@ -272,8 +281,7 @@ def _scale(stream, recipe: Recipe) -> float:
 
 def _initial_states(stream, recipes, scale, seed) -> list:
   """Every member before its first step, from a sample of the stream."""
-  rows = max(_SAMPLE_ROWS, max(recipe.width for recipe in recipes))
-  rows = min(rows, stream.rows)
+  rows = min(_SAMPLE_ROWS, stream.rows)
   batches = math.ceil(rows / stream.batch_size)
   sample = np.concatenate([stream.batch(step) for step in range(batches)])
   sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
@@ -284,14 +292,26 @@ def _initial_states(stream, recipes, scale, seed) -> list:
   return [jax.tree.map(jnp.copy, state) for state in states]
 
 
-def _claim(folder: pathlib.Path, description: dict) -> None:
-  """Marks `folder` as this run's, or refuses one that is another's."""
-  path = folder / RUN
-  description = json.loads(artifacts.canonical_json(description))
-  if not path.exists():
-    artifacts.write_json(path, description)
-    return
-  found = artifacts.read_json(path)
+def _description(stream, recipes, seed) -> dict:
+  """What determines every byte of a run's SAEs."""
+  values = {
+    "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
+    "seed": seed,
+    "stream": stream.fingerprint,
+  }
+  return json.loads(artifacts.canonical_json(values))
+
+
+def require_run(
+  folder: str | os.PathLike, stream, recipes: Sequence[Recipe], seed: int
+) -> None:
+  """Refuses a folder whose run is not this one; arguments as `train`.
+
+  Raises:
+    ValueError: the run there has other recipes, seed or data.
+  """
+  description = _description(stream, recipes, seed)
+  found = artifacts.read_json(pathlib.Path(folder) / RUN)
   differs = [key for key in description if found.get(key) != description[key]]
   if differs:
     raise ValueError(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 import gemmascope_jax as gs
 from configs import default, gemma2_2b, quickstart
 from gemmascope_jax import artifacts, experiment
+from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store_plan import StoreMismatchError
 from gemmascope_jax.sae.config import Recipe
 from tests.gemma import tiny_files
@@ -56,8 +58,9 @@ def _config(model, text, workdir):
   config.recipe.bandwidth = 0.1
   config.evaluate.sequences = 12
   config.evaluate.pca_components = 5
-  config.report.latents = 5
-  config.report.contexts = 2
+  config.evaluate.stride = 2
+  config.evaluate.latents = 5
+  config.evaluate.contexts = 2
   return config
 
 
@@ -184,13 +187,16 @@ def test_a_site_that_the_store_lacks_is_refused(done):
   config, _, _ = done
   changed = config.copy_and_resolve_references()
   changed.train.site = "att.1"
+  with pytest.raises(ValueError, match="train.site is att.1, but harvest"):
+    experiment.train(changed)
+  changed.harvest.sites = ("res.1", "mlp.0", "att.1")
   with pytest.raises(ValueError, match="site att.1: .* holds res.1, mlp.0"):
     experiment.train(changed)
 
 
 def test_a_site_that_the_model_lacks_is_refused(model, text, tmp_path):
   config = _config(model, text, tmp_path)
-  config.harvest.sites = ("res.7",)
+  config.harvest.sites, config.train.site = ("res.7",), "res.7"
   with pytest.raises(ValueError, match="site res.7: .* has layers 0..2"):
     experiment.harvest(config)
 
@@ -248,3 +254,116 @@ def test_results_are_json_that_says_what_it_is(done):
   assert artifacts.read_json(path) == result
   for key in ("model", "token_policy", "config", "code", "store", "site"):
     assert result[key]
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"seed": 5}, "holds another run: its seed, stream differ"),
+    ({"recipe.learning_rate": 3e-3}, "its recipes differ"),
+    ({"train.bucket_rows": 100}, "its stream differ"),
+  ],
+)
+def test_saes_of_another_configuration_are_not_evaluated(done, change, says):
+  config = done[0].copy_and_resolve_references()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=says):
+    experiment.evaluate(config)
+
+
+def test_documents_trained_on_are_not_evaluated_on(done):
+  config = done[0].copy_and_resolve_references()
+  config.data.held_out = 0.6
+  with pytest.raises(
+    ValueError, match="held-out documents are in .*trained on"
+  ):
+    experiment.evaluate(config)
+
+
+def test_another_dtype_is_measured_anew(done, model, text, tmp_path):
+  config, result, _ = done
+  other = config.copy_and_resolve_references()
+  other.workdir = str(tmp_path)
+  shutil.copytree(config.workdir, tmp_path, dirs_exist_ok=True)
+  other.lm.dtype = "bfloat16"
+  found = experiment.evaluate(other)
+  assert found["clean_loss"] != result["clean_loss"]
+  assert found["clean_loss"]["mean"] == pytest.approx(
+    result["clean_loss"]["mean"], rel=0.02
+  )
+
+
+def test_damage_is_noticed_and_mended_by_the_command_named(done, tmp_path):
+  config, result, _ = done
+  other = config.copy_and_resolve_references()
+  other.workdir = str(tmp_path)
+  shutil.copytree(config.workdir, tmp_path, dirs_exist_ok=True)
+  release = tmp_path / result["rows"][0]["release"] / "params.npz"
+  whole = release.read_bytes()
+  release.write_bytes(whole[:-100])
+  assert experiment.evaluate(other) == result
+  assert release.read_bytes() == whole
+  member = next((tmp_path / "train/saes").iterdir()) / "params.npz"
+  whole = member.read_bytes()
+  member.write_bytes(whole[:-100])
+  with pytest.raises(
+    FileNotFoundError, match="no whole SAE.*experiments.train"
+  ):
+    experiment.evaluate(other)
+  experiment.train(other)
+  assert member.read_bytes() == whole
+  part = next((tmp_path / "results/parts").iterdir())
+  part.write_bytes(b"not a zip")
+  (tmp_path / "results/fidelity.json").unlink()
+  assert experiment.evaluate(other) == result
+  shard = next((tmp_path / "store").rglob("00002.npy"))
+  whole = shard.read_bytes()
+  shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+  with pytest.raises(CorruptStoreError, match=shard.name):
+    experiment.train(other)
+  shard.unlink()
+  experiment.harvest(other)
+  assert shard.read_bytes() == whole
+
+
+def test_a_replaced_text_is_harvested_anew(done, model, text, tmp_path):
+  copy = tmp_path / "text.jsonl"
+  copy.write_bytes(text.read_bytes())
+  config = _config(model, copy, tmp_path / "run")
+  first = experiment.harvest(config).fingerprint
+  lines = copy.read_text().splitlines(keepends=True)
+  copy.write_text("".join(lines[100:]))
+  assert experiment.harvest(config).fingerprint != first
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"train.log_every": 0}, "train.log_every is 0; expected at least 1"),
+    ({"evaluate.batch": 0}, "evaluate.batch is 0"),
+    ({"evaluate.latents": 0}, "evaluate.latents is 0"),
+    ({"harvest.sites": ()}, "harvest.sites is empty"),
+    ({"data.sources": ()}, "data.sources is empty"),
+    ({"recipe.adam_b1": 1.5}, "recipe.adam_b1 is 1.5"),
+    ({"recipe.learning_rate_decay_share": 3.0}, "decay_share is 3.0"),
+    ({"recipe.sparsity_warmup_steps": -1}, "must not be negative"),
+    ({"recipe.threshold_init_l0": 1e6}, "between 0 and the width"),
+    ({"train.sparsity_coefficients": (float("nan"),)}, "negative or infinite"),
+  ],
+)
+def test_settings_that_make_no_sense_are_refused_first(
+  model, text, tmp_path, change, says
+):
+  config = _config(model, text, tmp_path)
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=says):
+    experiment.harvest(config)
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_section_is_named():
+  found = _binary(
+    "train", "--config=configs/quickstart.py", "--config.recpie.width=3"
+  )
+  assert found.returncode != 0 and "Traceback" not in found.stderr
+  assert "recpie" in found.stderr

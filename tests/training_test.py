@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gemmascope_jax import artifacts, metrics, parallel, sae, training
+from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
 from tests import rows_stream
@@ -61,7 +62,7 @@ def test_training_learns_and_lambda_sparsifies(whole):
   assert last[0]["fvu"] < 0.7 * first["fvu"]
   assert last[1]["l0"] < last[0]["l0"]
   assert {line["step"] for line in lines} == {4, 9, 14, 19, 24, 29}
-  assert len(members) == 2 and all(map(training.is_finished, members))
+  assert len(members) == 2 and all(map(gemma_scope.is_whole, members))
 
 
 def test_again_gives_the_same_bytes_and_a_member_alone_too(whole, tmp_path):
@@ -92,7 +93,7 @@ t._train({str(tmp_path)!r}, pause=0.05)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
   members = _train(tmp_path)
-  assert all(map(training.is_finished, members))
+  assert all(map(gemma_scope.is_whole, members))
   assert _digest(tmp_path) == _digest(folder)
   steps = [
     (line["step"], line["member"])
@@ -211,3 +212,11 @@ def test_no_device_holds_more_than_its_latents():
       leaf = getattr(tree, name)
       held = {shard.data.size for shard in leaf.addressable_shards}
       assert held == {leaf.size // 8}, name
+
+
+def test_dead_latents_are_counted_beyond_two_to_the_31_rows():
+  recipe = dataclasses.replace(RECIPE, batch_size=4096)
+  rows = jax.numpy.zeros((4, 8))
+  state = sweep.init_fn(recipe)(jax.random.key(0), rows, rows[0])
+  state = state.replace(step=jax.numpy.int32(976_563))
+  assert training._dead_fraction(recipe, state) == 1.0

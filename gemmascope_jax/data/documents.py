@@ -171,6 +171,10 @@ def cut(document: Document, characters: int | None) -> list[Document]:
     The document itself if it is short enough, else its pieces, which keep its
     key.
   """
+  if characters is not None and characters < 1:
+    raise ValueError(
+      f"piece_characters {characters}: expected at least 1, or None for no cut"
+    )
   if characters is None or len(document.text) <= characters:
     return [document]
   pieces, current = [], ""

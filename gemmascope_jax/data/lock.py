@@ -17,7 +17,7 @@ import socket
 from collections.abc import Iterator
 
 
-class LockedError(RuntimeError):
+class LockedError(OSError):
   """Another process is writing to the folder."""
 
 

@@ -85,6 +85,18 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   return folder
 
 
+def is_whole(folder: str | os.PathLike) -> bool:
+  """Whether `save` finished there and its arrays are still what it wrote."""
+  folder = pathlib.Path(folder)
+  if not ((folder / CARD).exists() and (folder / ARRAYS).exists()):
+    return False
+  try:
+    card = artifacts.read_json(folder / CARD)
+  except ValueError:
+    return False
+  return card.get("sha256") == artifacts.sha256_file(folder / ARRAYS)
+
+
 def load(path: str | os.PathLike) -> SAE:
   """Reads `params.npz`, Google's or ours.
 

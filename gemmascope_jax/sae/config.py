@@ -83,7 +83,7 @@ class Recipe:
           f" {', '.join(allowed)}"
         )
     for field in ("width", "batch_size", "steps", "learning_rate"):
-      if getattr(self, field) <= 0:
+      if not getattr(self, field) > 0:
         raise ValueError(
           f"recipe.{field} is {getattr(self, field)}; it must be positive"
         )
@@ -93,10 +93,37 @@ class Recipe:
           f"recipe.{field} is {getattr(self, field)}; it must be positive"
           " (a rectangle kernel of no width trains no threshold)"
         )
-    if self.sparsity_coefficient < 0:
+    for field in (
+      "learning_rate_warmup_steps",
+      "sparsity_warmup_steps",
+      "bias_learning_rate_scale",
+      "adam_eps",
+    ):
+      if not getattr(self, field) >= 0:
+        raise ValueError(
+          f"recipe.{field} is {getattr(self, field)}; it must not be negative"
+        )
+    for field, below_one in (
+      ("adam_b1", True),
+      ("adam_b2", True),
+      ("learning_rate_decay_share", False),
+      ("learning_rate_warmup_start", False),
+    ):
+      value = getattr(self, field)
+      if not (0 <= value < 1 or (value == 1 and not below_one)):
+        raise ValueError(
+          f"recipe.{field} is {value}; expected a number from 0 to 1"
+        )
+    l0 = self.threshold_init_l0
+    if l0 is not None and not 0 < l0 < self.width:
+      raise ValueError(
+        f"recipe.threshold_init_l0 is {l0}; expected a number between 0 and"
+        f" the width, {self.width}"
+      )
+    if not 0 <= self.sparsity_coefficient < float("inf"):
       raise ValueError(
         f"recipe.sparsity_coefficient is {self.sparsity_coefficient}; it must"
-        " not be negative"
+        " not be negative or infinite"
       )
 
   @property

@@ -13,6 +13,7 @@ Letters: B batch rows, D width of the site, M latents.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.struct
@@ -21,6 +22,8 @@ import jax.numpy as jnp
 
 from gemmascope_jax.sae import straight_through
 from gemmascope_jax.sae.config import Recipe
+
+_QUANTILE_BLOCK = 1024
 
 
 @flax.struct.dataclass
@@ -72,13 +75,30 @@ def init(recipe: Recipe, key: jax.Array, rows: jax.Array, mean: jax.Array):
     threshold=jnp.full(recipe.width, recipe.threshold_init, jnp.float32),
   )
   if recipe.threshold_init_l0 is not None:
-    pre = pre_activations(recipe, params, rows)
-    quantile = 1 - recipe.threshold_init_l0 / recipe.width
-    threshold = jnp.quantile(pre, quantile, axis=0)
+    threshold = _quantiles(recipe, params, rows)
     params = params.replace(
       threshold=jnp.maximum(threshold, recipe.threshold_init)
     )
   return params
+
+
+def _quantiles(recipe: Recipe, params: Params, rows: jax.Array) -> jax.Array:
+  """[M]: what each latent's pre-activation exceeds on L0 / M of the rows.
+
+  A block of latents at a time: rows x M numbers would not fit at large widths.
+  """
+  quantile = 1 - recipe.threshold_init_l0 / recipe.width
+  blocks = recipe.width // math.gcd(recipe.width, _QUANTILE_BLOCK)
+  x = rows
+  if recipe.pre_encoder_bias:
+    x = rows - params.b_dec[None, :]
+
+  def block(w_enc):
+    pre = jnp.dot(x, w_enc, precision=recipe.matmul_precision)
+    return jnp.quantile(pre, quantile, axis=0)
+
+  parts = jnp.stack(jnp.split(params.w_enc, blocks, axis=1))
+  return jax.lax.map(block, parts).reshape(-1)
 
 
 def pre_activations(recipe: Recipe, params: Params, x: jax.Array):

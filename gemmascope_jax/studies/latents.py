@@ -18,9 +18,12 @@ import tqdm
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import SAE
 
-FORMAT = 1
 _BLOCK = 8_192
 _BINS = 24
+
+
+class DeadSAEError(ValueError):
+  """No latent of the SAE fires often enough to be described."""
 
 
 def describe(
@@ -54,6 +57,10 @@ def describe(
   Returns:
     {"tokens": ..., "latents": [...]}, see `report.latent_results`.
   """
+  if latents < 1 or contexts < 1:
+    raise ValueError(
+      f"latents {latents}, contexts {contexts}: expected at least 1 of each"
+    )
   site = sae.config.site
   rows = min(rows or store.rows, store.rows)
   sae = jax.tree.map(jnp.asarray, sae)
@@ -62,7 +69,7 @@ def describe(
     counts += np.asarray(_fired(sae, x[0], x[1]), np.int64)
   chosen = _choose(counts, latents, contexts)
   if not len(chosen):
-    raise ValueError(
+    raise DeadSAEError(
       f"no latent of the SAE at {site} fired {contexts} times on {rows} rows:"
       " it is dead on this data, or the data are not its own"
     )
@@ -184,7 +191,7 @@ def _logit_effects(lm, sae, chosen) -> np.ndarray | None:
   vocabulary; only residual sites write where the unembedding reads.
   """
   where = sites.parse(sae.config.site)
-  if where.kind == "att":
+  if where.kind in ("att", "mlp_in"):
     return np.full((len(chosen), 0), np.nan)
   gain = 1 + lm.params["final_norm"]["scale"].astype(jnp.float32)
   directions = sae.params.w_dec[jnp.asarray(chosen)] * gain[None, :]

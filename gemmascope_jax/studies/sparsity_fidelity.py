@@ -171,5 +171,11 @@ def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
       f"the SAE reads activations of width {sae.site_width}, but {site} of"
       f" {lm.config.name} has width {width}: it is of another model or site"
     )
+  trained_on = sae.config.details().get("weights_hash")
+  if trained_on not in (None, lm.weights_hash):
+    raise ValueError(
+      f"the SAE was trained on {sae.config.model} (weights {trained_on[:12]}),"
+      f" not on {lm.label} (weights {lm.weights_hash[:12]}): load that model"
+    )
   if sae.config.token_policy is not None:
     policy.require_same(sae.config.token_policy, "this evaluation", "the SAE")

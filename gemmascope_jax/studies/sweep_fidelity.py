@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ import tqdm
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
-from gemmascope_jax.sae.sae import SAE
+from gemmascope_jax.sae.sae import SAE, SAEConfig
 from gemmascope_jax.studies import replacements, sparsity_fidelity, splice
 from gemmascope_jax.studies.records import (
   SiteRecord,
@@ -30,7 +31,6 @@ from gemmascope_jax.studies.records import (
   concatenate,
 )
 
-FORMAT = 1
 _ZERO = "zero ablation"
 _MEAN = "mean ablation"
 _SPECTRUM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -51,6 +51,13 @@ class Baselines:
 
   components: int = 50
   target_l0: float = 50.0
+
+  def __post_init__(self):
+    if self.components < 1 or not self.target_l0 > 0:
+      raise ValueError(
+        f"components {self.components}, target_l0 {self.target_l0}: expected"
+        " positive numbers"
+      )
 
 
 def run(
@@ -96,6 +103,11 @@ def run(
   for sae in [*saes.values(), *untrained]:
     sparsity_fidelity.check_sae(lm, site, sae, policy)
 
+  if baselines.components >= store.width(site):
+    raise ValueError(
+      f"PCA with {baselines.components} components at {site}, whose width is"
+      f" {store.width(site)}: expected fewer, all of them reconstruct exactly"
+    )
   mean, _ = store.statistics(site)
   rows = min(store.rows, _COVARIANCE_ROWS)
   vectors, variances = replacements.principal_components(
@@ -164,7 +176,8 @@ def _nearest(saes, sample, target) -> tuple[int, float]:
 
 
 def _on_device(sae: SAE) -> SAE:
-  return jax.tree.map(jnp.asarray, sae)
+  # Without its provenance, which is static, all of one shape compile once.
+  return jax.tree.map(jnp.asarray, sae.replace(config=SAEConfig()))
 
 
 def _records(
@@ -174,6 +187,8 @@ def _records(
   key = artifacts.fingerprint(
     [
       lm.weights_hash,
+      str(jax.tree.leaves(lm.params)[0].dtype),
+      artifacts.code_version(),
       site,
       artifacts.sha256_arrays([tokens, mean]),
       policy,
@@ -194,10 +209,11 @@ def _records(
   )
   for number, part in enumerate(parts):
     path = folder / f"{key}_{number:05d}.npz"
-    if not path.exists():
+    pair = _read_part(path, stand_ins)
+    if pair is None:
       pair = splice.run_batch(lm, site, stand_ins, part, policy, mean)
       _write_part(path, *pair)
-    found.append(_read_part(path, stand_ins))
+    found.append(pair)
     bar.update(min(batch, len(tokens) - number * batch))
   bar.close()
   return (
@@ -216,17 +232,23 @@ def _write_part(path, record, records) -> None:
     np.savez(file, **arrays)
 
 
-def _read_part(path, names) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
-  with np.load(path, allow_pickle=False) as archive:
+def _read_part(path, names) -> tuple | None:
+  """What `_write_part` wrote; None if there is nothing whole to read."""
+  if not (path.exists() and zipfile.is_zipfile(path)):
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as archive:
 
-    def read(kind, name):
-      fields = dataclasses.fields(kind)
-      return kind(**{f.name: archive[f"{name}|{f.name}"] for f in fields})
+      def read(kind, name):
+        fields = dataclasses.fields(kind)
+        return kind(**{f.name: archive[f"{name}|{f.name}"] for f in fields})
 
-    return (
-      read(SiteRecord, "site"),
-      {name: read(SpliceRecord, name) for name in names},
-    )
+      return (
+        read(SiteRecord, "site"),
+        {name: read(SpliceRecord, name) for name in names},
+      )
+  except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError):
+    return None  # measured again: it is a cache
 
 
 def _row(name, record, spliced, zero) -> dict[str, Any]:

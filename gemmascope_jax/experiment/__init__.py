@@ -1,0 +1,34 @@
+"""The stations in a row, from one config: what the binaries call.
+
+Each stage reads what the one before it left in the work directory, so each can
+be run alone, and one that has finished is not done twice:
+
+  harvest  -> store/, store.json
+  train    -> train/ (metrics, checkpoints, finished SAEs)
+  evaluate -> results/ (JSON), releases/ (folders named by measured L0)
+  report   -> report/ (page, figures, tables)
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from gemmascope_jax import report
+from gemmascope_jax.experiment import evaluation, settings
+from gemmascope_jax.experiment.activations import harvest
+from gemmascope_jax.experiment.evaluation import evaluate
+from gemmascope_jax.experiment.members import train
+from gemmascope_jax.experiment.settings import Config, check
+
+
+def make_report(config: Config) -> dict[str, pathlib.Path]:
+  """Results -> one page, figures and tables."""
+  workdir = settings.workdir(config)
+  if not (workdir / evaluation.RESULT).exists():
+    raise FileNotFoundError(
+      f"no results in {workdir}: run `python -m experiments.evaluate` with the"
+      " same --config first"
+    )
+  return report.build(
+    workdir / "results", workdir / "train", workdir / "report"
+  )
