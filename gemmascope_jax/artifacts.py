@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -131,17 +131,12 @@ def _jsonable(value: Any) -> Any:
   raise TypeError(f"{type(value).__name__} can't be written as JSON: {value!r}")
 
 
-def sha256_file(
-  path: str | os.PathLike,
-  progress: Callable[[int], None] | None = None,
-) -> str:
+def sha256_file(path: str | os.PathLike) -> str:
   """Hex SHA-256 of a file's bytes, read in chunks of 8 MiB."""
   digest = hashlib.sha256()
   with open(path, "rb") as file:
     while chunk := file.read(8 << 20):
       digest.update(chunk)
-      if progress:
-        progress(len(chunk))
   return digest.hexdigest()
 
 

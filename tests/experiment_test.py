@@ -14,6 +14,7 @@ from configs import default, gemma2_2b, quickstart
 from gemmascope_jax import artifacts, experiment
 from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store_plan import StoreMismatchError
+from gemmascope_jax.experiment import evaluation
 from gemmascope_jax.sae.config import Recipe
 from tests.gemma import tiny_files
 
@@ -269,6 +270,17 @@ def test_saes_of_another_configuration_are_not_evaluated(done, change, says):
   config.update_from_flattened_dict(change)
   with pytest.raises(ValueError, match=says):
     experiment.evaluate(config)
+
+
+def test_a_stride_takes_every_nth_held_out_window(done):
+  config = done[0].copy_and_resolve_references()
+  lm = gs.gemma.load(config.lm.source)
+  rows = experiment.harvest(config)
+  config.evaluate.sequences, config.evaluate.stride = 4, 3
+  every_third = evaluation._held_out(config, lm, rows)
+  config.evaluate.sequences, config.evaluate.stride = 12, 1
+  every = evaluation._held_out(config, lm, rows)
+  np.testing.assert_array_equal(every_third, every[::3])
 
 
 def test_documents_trained_on_are_not_evaluated_on(done):

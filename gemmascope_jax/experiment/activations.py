@@ -32,10 +32,7 @@ def harvest(config: Config) -> store.Store:
       config.lm.to_dict(),
       config.data.to_dict(),
       {k: v for k, v in config.harvest.to_dict().items() if k != "verify"},
-      [
-        settings.local_files(source)
-        for source in (config.lm.source, *settings.sources(config))
-      ],
+      settings.local_inputs(config),
     ]
   )
   root = _finished_store(config, key)

@@ -39,10 +39,7 @@ def evaluate(config: Config) -> dict[str, Any]:
       config.lm.to_dict(),
       config.data.to_dict(),
       config.evaluate.to_dict(),
-      [
-        settings.local_files(source)
-        for source in (config.lm.source, *settings.sources(config))
-      ],
+      settings.local_inputs(config),
       artifacts.code_version(),
     ]
   )

@@ -112,8 +112,12 @@ def mixed_documents(config: Config, split: str):
   )
 
 
-def local_files(source: str) -> list:
-  """Size and time of local files, so that replaced ones are noticed."""
+def local_inputs(config: Config) -> list:
+  """Size and time of local weights and texts: replaced ones are noticed."""
+  return [_files(name) for name in (config.lm.source, *sources(config))]
+
+
+def _files(source: str) -> list:
   path = pathlib.Path(source.removeprefix("file:")).expanduser()
   if not path.exists():
     return []

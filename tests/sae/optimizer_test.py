@@ -92,3 +92,19 @@ def test_the_parallel_part_of_the_decoder_gradient_is_removed():
   np.testing.assert_allclose(
     along, (along * w_dec).sum(axis=1, keepdims=True) * w_dec, atol=1e-6
   )
+
+
+def test_the_update_projects_before_adam_sees_the_gradient():
+  """Rows along axes: Adam's first step has size one in every other axis."""
+  recipe = Recipe(width=5, learning_rate=1.0, learning_rate_warmup_steps=0)
+  params = jumprelu.Params(
+    w_enc=jnp.ones((5, 5)),
+    b_enc=jnp.ones(5),
+    w_dec=jnp.eye(5),
+    b_dec=jnp.ones(5),
+    threshold=jnp.ones(5),
+  )
+  gradients = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.adam(recipe).init(params)
+  new, _ = optimizer.apply(recipe, params, gradients, state, 0)
+  np.testing.assert_allclose(np.diag(new.w_dec), np.full(5, 5**-0.5), rtol=1e-5)
