@@ -21,9 +21,9 @@ def hashed(monkeypatch):
   read = []
   original = artifacts.sha256_file
 
-  def counted(path, progress=None):
+  def counted(path):
     read.append(os.fspath(path))
-    return original(path, progress)
+    return original(path)
 
   monkeypatch.setattr(artifacts, "sha256_file", counted)
   return read
