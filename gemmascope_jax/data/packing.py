@@ -3,6 +3,7 @@
 Packed: documents follow each other, a blank line between them, and are cut
 where a window ends; nothing is lost and only the last window has padding.
 Not packed: each window holds (part of) one document and is padded on the right.
+In a chat: the same, with a chat's markup around that (see `chat`).
 
 Letters: N windows, T tokens in a window.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gemmascope_jax import artifacts
+from gemmascope_jax.data.chat import ChatTemplate
 from gemmascope_jax.data.documents import Document, content_key
 from gemmascope_jax.data.policy import TokenPolicy
 
@@ -31,7 +33,8 @@ class Windows:
   Attributes:
     tokens: int32 [N, T]; every row starts with BOS.
     documents: int32 [N, T]: number of the document that a token belongs to,
-      counted from 0 in order of appearance; -1 at BOS, separators and padding.
+      counted from 0 in order of appearance; -1 at BOS, separators, padding and
+      chat markup.
     keys: uint64 [number of documents]: `Document.key` of each.
     sources: the distinct sources, in order of appearance.
   """
@@ -47,9 +50,11 @@ class Windows:
     return artifacts.sha256_arrays((self.tokens, self.documents, self.keys))
 
   def take(self, count: int) -> Windows:
-    """The first `count` windows."""
+    """The first `count` windows, with the keys of their documents only."""
     documents = self.documents[:count]
     known = int(documents.max(initial=NO_DOCUMENT)) + 1
+    if count >= len(self.tokens) and known == len(self.keys):
+      return self  # and keeps its fingerprint
     return dataclasses.replace(
       self,
       tokens=self.tokens[:count],
@@ -67,53 +72,119 @@ def pack(
   rows: int | None = None,
   windows: int | None = None,
   packed: bool = True,
+  chat: ChatTemplate | None = None,
 ) -> Windows:
-  """Makes windows until a budget is reached or the text ends.
+  """Makes windows in memory until a budget is reached or the text ends.
+
+  `token_files.make` does the same on disk, for more text than memory holds.
 
   Args:
     documents: of `documents.mix`, or plain texts.
     tokenizer: with `encode(text) -> ids` (no BOS), `bos_id` and `pad_id`.
     window: T, BOS included.
-    policy: which positions count towards `rows`; None: the tokenizer's.
+    policy: which positions count towards `rows`; None: the tokenizer's, and
+      that of `chat`.
     rows: stop once the windows hold this many kept positions; the last window
       is a full one.
     windows: stop once there are this many windows.
     packed: join documents; else every window holds one document, and one that
       is too long goes on in the next window.
+    chat: the markup around each document (or each piece of one that is too
+      long), which then has a window of its own, whatever `packed` says.
 
   Returns:
     The windows.
 
   Raises:
-    ValueError: a window below 2, no text, or less text than the budget asks.
+    ValueError: a window that is too small, no text, or less text than the
+      budget asks for.
   """
+  check(window, rows, windows, chat)
+  if policy is None:
+    policy = default_policy(tokenizer, chat)
+  made, kept = pack_until(
+    documents, tokenizer, window, policy, rows, windows, packed, chat
+  )
+  require_budget(len(made.tokens), kept, rows, windows)
+  return made.take(len(made.tokens))
+
+
+def check(
+  window: int,
+  rows: int | None,
+  windows: int | None,
+  chat: ChatTemplate | None,
+) -> None:
+  """Raises `ValueError` for a window or a budget that makes no sense."""
   if window < 2:
     raise ValueError(f"window {window}: expected at least 2, BOS and a token")
+  if chat is not None and window < chat.smallest_window:
+    raise ValueError(
+      f"window {window}: the chat markup alone takes"
+      f" {chat.smallest_window - 1} tokens, so expected at least"
+      f" {chat.smallest_window}"
+    )
   for name, budget in (("rows", rows), ("windows", windows)):
     if budget is not None and budget < 1:
       raise ValueError(f"{name} {budget}: expected at least 1")
-  policy = TokenPolicy.of(tokenizer) if policy is None else policy
+
+
+def default_policy(tokenizer: Any, chat: ChatTemplate | None) -> TokenPolicy:
+  """The paper's policy for plain documents, or for documents in a chat."""
+  policy = TokenPolicy.of(tokenizer)
+  return policy if chat is None else chat.policy(policy)
+
+
+def pack_until(
+  documents: Iterable[Document | str],
+  tokenizer: Any,
+  window: int,
+  policy: TokenPolicy,
+  rows: int | None,
+  windows: int | None,
+  packed: bool,
+  chat: ChatTemplate | None,
+) -> tuple[Windows, int]:
+  """`pack`, but less text than the budget is no error.
+
+  Returns:
+    The windows, and how many kept positions they hold. The keys are those of
+    all documents that were looked at, some of which may have no token.
+  """
   numbered = _Numbered(documents)
-  runs = _runs(numbered, tokenizer, packed)
   tokens, owners, kept = [], [], 0
-  for ids, owner in _windows(runs, tokenizer, window - 1, packed):
+  if chat is None:
+    made = _windows(
+      _runs(numbered, tokenizer, packed), tokenizer, window - 1, packed
+    )
+  else:
+    made = _chat_windows(numbered, tokenizer, window, chat)
+  for ids, owner in made:
     tokens.append(ids)
     owners.append(owner)
     kept += int(policy.keep(ids[None]).sum())
     if (rows and kept >= rows) or (windows and len(tokens) >= windows):
       break
-  if not tokens:
+  shape = (len(tokens), window)
+  packed_windows = Windows(
+    tokens=np.array(tokens, np.int32).reshape(shape),
+    documents=np.array(owners, np.int32).reshape(shape),
+    keys=np.array(numbered.keys, np.uint64),
+    sources=tuple(numbered.sources),
+  )
+  return packed_windows, kept
+
+
+def require_budget(
+  found: int, kept: int, rows: int | None, windows: int | None
+) -> None:
+  """Raises `ValueError` if `found` windows of a whole text are too few."""
+  if not found:
     raise ValueError("no text: the documents hold no token; check the sources")
   if rows and kept < rows:
     raise ValueError(_too_little(kept, "rows (kept positions)", rows))
-  if windows and len(tokens) < windows:
-    raise ValueError(_too_little(len(tokens), "windows", windows))
-  return Windows(
-    tokens=np.stack(tokens),
-    documents=np.stack(owners),
-    keys=np.array(numbered.keys, np.uint64),
-    sources=tuple(numbered.sources),
-  ).take(len(tokens))
+  if windows and found < windows:
+    raise ValueError(_too_little(found, "windows", windows))
 
 
 def _too_little(found: int, what: str, asked: int) -> str:
@@ -157,18 +228,6 @@ def _runs(numbered, tokenizer, packed) -> Iterator[tuple[np.ndarray, int]]:
 
 def _windows(runs, tokenizer, room, packed):
   """(int32 [T], int32 [T]) each: BOS, `room` tokens, padding at the end."""
-
-  def close(parts):
-    ids = np.full(1 + room, tokenizer.pad_id, np.int32)
-    owner = np.full(1 + room, NO_DOCUMENT, np.int32)
-    ids[0] = tokenizer.bos_id
-    start = 1
-    for part, number in parts:
-      ids[start : start + len(part)] = part
-      owner[start : start + len(part)] = number
-      start += len(part)
-    return ids, owner
-
   parts, free = [], room
   for ids, number in runs:
     while ids.size:
@@ -176,7 +235,32 @@ def _windows(runs, tokenizer, room, packed):
       taken = len(parts[-1][0])
       ids, free = ids[taken:], free - taken
       if not free or not (packed or ids.size):
-        yield close(parts)
+        yield _close(parts, tokenizer, 1 + room)
         parts, free = [], room
   if parts:
-    yield close(parts)
+    yield _close(parts, tokenizer, 1 + room)
+
+
+def _chat_windows(numbered, tokenizer, window, chat):
+  """As `_windows`: the markup around one piece of one document."""
+  prefix = (np.array(chat.prefix, np.int32), NO_DOCUMENT)
+  suffix = (np.array(chat.suffix, np.int32), NO_DOCUMENT)
+  room = window - chat.smallest_window + 1
+  for number, text in numbered:
+    ids = np.array(chat.encode(tokenizer, text), np.int32)
+    for start in range(0, len(ids), room):
+      piece = (ids[start : start + room], number)
+      yield _close([prefix, piece, suffix], tokenizer, window)
+
+
+def _close(parts, tokenizer, window):
+  """One window and its owners, from runs that fit in it."""
+  ids = np.full(window, tokenizer.pad_id, np.int32)
+  owner = np.full(window, NO_DOCUMENT, np.int32)
+  ids[0] = tokenizer.bos_id
+  start = 1
+  for part, number in parts:
+    ids[start : start + len(part)] = part
+    owner[start : start + len(part)] = number
+    start += len(part)
+  return ids, owner
