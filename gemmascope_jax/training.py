@@ -17,16 +17,16 @@ import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from gemmascope_jax import artifacts, checkpoints, metrics, parallel
+from gemmascope_jax import artifacts, checkpoints, metrics, parallel, throughput
+from gemmascope_jax.data import feed
 from gemmascope_jax.data.lock import write_lock
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import fold, sweep
@@ -157,22 +157,6 @@ def members(
   ]
 
 
-class _Clock:
-  """Rows a second since the last reading."""
-
-  def __init__(self):
-    self._start, self._rows = time.monotonic(), 0
-
-  def add(self, rows: int) -> None:
-    self._rows += rows
-
-  def read(self) -> float:
-    now = time.monotonic()
-    rate = self._rows / max(now - self._start, 1e-9)
-    self._start, self._rows = now, 0
-    return round(rate, 1)
-
-
 def _loop(stream, recipes, states, scale, start, folder, schedule, saved, mesh):
   """Runs steps start..steps-1, changing the list `states` in place."""
   steps = recipes[0].steps
@@ -185,59 +169,67 @@ def _loop(stream, recipes, states, scale, start, folder, schedule, saved, mesh):
     unit="step",
     disable=not schedule.progress or jax.process_index() > 0,
   )
-  clock, pending = _Clock(), None
+  clock, pending = throughput.Meter(), None
+  batches = feed.Feed(stream, mesh)
+  arriving = batches.iterate(start, steps)
   try:
-    for step, batch in stream.iterate(start):
-      if step >= steps:
-        break
-      x = _on_devices(batch, mesh) / jnp.float32(scale)
+    for _ in range(start, steps):
+      with clock.waiting("batch"):
+        step, batch = next(arriving)
+      x = batch / jnp.float32(scale)
       found = []
       for index, recipe in enumerate(recipes):
         states[index], values = sweep.step_fn(recipe, mesh)(
           states[index], x, coefficients[index]
         )
         found.append(values)
+      clock.add(len(batch), batch.nbytes)
+      del batch, x
       # The previous step's losses are read only now that this step has been
       # dispatched, so the device is never idle.
       if pending:
-        _settle(folder, recipes, *pending)
-      pending = (step, batch, found)
+        _settle(stream, folder, recipes, *pending)
+      pending = (step, found)
       done = step + 1
-      clock.add(len(batch))
       if done % schedule.log_every == 0 or done == steps:
-        _settle(folder, recipes, *pending)
-        timing = {"rows_per_second": clock.read()}
+        _settle(stream, folder, recipes, *pending)
+        timing = _timing(clock, batches)
         for index, recipe in enumerate(recipes):
           line = _line(stream, scale, recipe, step, states[index], found[index])
           writer.write({"member": index, "name": recipe.name} | line | timing)
-        bar.set_postfix_str(_postfix(found), refresh=False)
+        bar.set_postfix_str(_postfix(found, timing), refresh=False)
       bar.update()
       if done % schedule.checkpoint_every == 0 and done < steps:
-        _settle(folder, recipes, *pending)
+        _settle(stream, folder, recipes, *pending)
         saved.save(done, states)
     if pending:
-      _settle(folder, recipes, *pending)
+      _settle(stream, folder, recipes, *pending)
   finally:
+    arriving.close()
     bar.close()
     writer.close()
 
 
-def _on_devices(batch: np.ndarray, mesh: Mesh | None) -> jax.Array:
-  """The batch on the default device, or its rows split over the mesh."""
-  if mesh is None:
-    return jnp.asarray(batch)
-  axis = parallel.DATA if parallel.DATA in mesh.shape else None
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(axis)))
+def _timing(clock: throughput.Meter, batches: feed.Feed) -> dict:
+  """Rates since the last line, and which stage is the limit."""
+  step, fed = clock.read(), batches.meter.read()
+  shares = feed.limit(fed["waited"], step["waited"].get("batch", 0.0))
+  return {
+    "rows_per_second": step["rows_per_second"],
+    "bytes_per_second": step["bytes_per_second"],
+    "time": shares,
+    "limit": max(shares, key=shares.get),
+  }
 
 
-def _settle(folder, recipes, step, batch, found) -> None:
+def _settle(stream, folder, recipes, step, found) -> None:
   """Reads the losses of a dispatched step; stops if one is not finite."""
   for recipe, values in zip(recipes, found, strict=True):
     loss = float(values["loss"])
     if np.isfinite(loss):
       continue
     path = folder / f"not_finite_step_{step}.npy"
-    artifacts.write_npy(path, np.asarray(batch))
+    artifacts.write_npy(path, stream.batch(step))
     raise NonFiniteError(
       f"{recipe.name}: the loss is {loss} at step {step}. The batch that did it"
       f" is saved at {path}; the last checkpoint is untouched. Look at the"
@@ -267,9 +259,10 @@ def _dead_fraction(recipe, state) -> float:
   return float((silent >= min(_DEAD_AFTER_ROWS, max(rows, 1))).mean())
 
 
-def _postfix(found) -> str:
+def _postfix(found, timing) -> str:
   l0 = " ".join(f"{float(values['l0']):.0f}" for values in found)
-  return f"L0 {l0}"
+  limit = timing["limit"]
+  return f"L0 {l0}, limit: {limit} ({timing['time'][limit]:.0%})"
 
 
 def _scale(stream, recipe: Recipe) -> float:
@@ -297,6 +290,9 @@ def _description(stream, recipes, seed) -> dict:
   values = {
     "recipes": [dataclasses.asdict(recipe) for recipe in recipes],
     "seed": seed,
+    "site": stream.site,
+    "width": stream.width,
+    "data": stream.provenance,
     "stream": stream.fingerprint,
   }
   return json.loads(artifacts.canonical_json(values))
@@ -314,8 +310,14 @@ def require_run(
   found = artifacts.read_json(pathlib.Path(folder) / RUN)
   differs = [key for key in description if found.get(key) != description[key]]
   if differs:
+    shown = [
+      f"{key} ({found.get(key)}, not {description[key]})"
+      if isinstance(description[key], (str, int))
+      else key
+      for key in differs
+    ]
     raise ValueError(
-      f"{folder} holds another run: its {', '.join(differs)} differ from this"
+      f"{folder} holds another run: its {', '.join(shown)} differ from this"
       " configuration's. Choose another workdir, or delete that folder to train"
       " anew"
     )

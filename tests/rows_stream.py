@@ -1,5 +1,6 @@
 """A stream of made-up activations with a few true directions, for tests."""
 
+import itertools
 import time
 
 import numpy as np
@@ -28,16 +29,18 @@ class RowsStream:
       np.square(self._x, dtype=np.float64).sum(axis=1).mean()
     )
 
-  def batch(self, step):
+  waits_for = "memory"
+
+  def batch(self, step, part=slice(None)):
     chosen = np.arange(step, step + self.batch_size) * self.batch_size
     batch = self._x[chosen % self.rows]
     if step == self._poisoned:
       batch[3, 2] = np.nan
-    return batch
+    return batch[part]
 
-  def iterate(self, start=0):
-    step = start
-    while True:
+  def iterate(self, start=0, stop=None, *, part=slice(None)):
+    for step in itertools.count(start):
+      if step == stop:
+        return
       time.sleep(self._pause)
-      yield step, self.batch(step)
-      step += 1
+      yield step, self.batch(step, part)
