@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -109,10 +110,22 @@ def write_npy(path: str | os.PathLike, array: np.ndarray) -> None:
     np.save(file, np.ascontiguousarray(array))
 
 
+def npy_bytes(array: np.ndarray) -> bytes:
+  """The content of the `.npy` file that `write_npy` makes of an array."""
+  file = io.BytesIO()
+  np.save(file, np.ascontiguousarray(array))
+  return file.getvalue()
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes one file atomically."""
+  with atomic_write(path) as file:
+    file.write(content)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes UTF-8 text atomically."""
-  with atomic_write(path) as file:
-    file.write(text.encode())
+  write_bytes(path, text.encode())
 
 
 def _jsonable(value: Any) -> Any:

@@ -17,22 +17,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import functools
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from gemmascope_jax import gemma
-from gemmascope_jax.data import shards, store, store_writing
+from gemmascope_jax.data import shard_writing, store_writing
+from gemmascope_jax.data.forward import Forward, row_starts
 from gemmascope_jax.data.lock import write_lock
 from gemmascope_jax.data.packing import Windows
-from gemmascope_jax.data.policy import TokenPolicy, count_kept
+from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.store import Store
 from gemmascope_jax.data.store_plan import DTYPES, StorePlan
 
@@ -60,7 +59,7 @@ def plan(
     raise ValueError(f"sites {names}: expected one or more, each once")
   if dtype not in DTYPES:
     raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-  ends = np.cumsum(count_kept(policy, windows.tokens))
+  ends = row_starts(policy, windows.tokens)[1:]
   available = int(ends[-1]) if len(ends) else 0
   rows = available if rows is None else rows
   for name, value in (
@@ -182,7 +181,7 @@ def _write_rows(
   """Computes and writes the shards that are not finished."""
   with contextlib.ExitStack() as stack:
     writers = {
-      site: stack.enter_context(shards.SiteWriter(root, asked, site))
+      site: stack.enter_context(shard_writing.SiteWriter(root, asked, site))
       for site, _ in asked.sites
     }
     missing = {shard for w in writers.values() for shard in w.missing}
@@ -198,39 +197,32 @@ def _write_rows(
         disable=not progress or not missing,
       )
     )
-    # A mask costs time; whether there is one is decided for the whole store, so
-    # that there is one compilation.
-    padded = bool((tokens == asked.policy.pad_id).any())
     # One thread writes while the next batch computes. It is left before the
     # writers are, so that they see its exception.
     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     pending = None
-    for job in _jobs(asked, tokens, missing):
-      acts = _activations(lm, asked, tokens, job, padded)
+    forward = Forward(lm, asked, tokens)
+    for job in _jobs(asked, forward.row_starts, missing):
+      acts = forward.dispatch(job.first)
       if pending is not None:
         bar.update(pending.result())
-      pending = pool.submit(
-        _write_batch, root, asked, job, acts, tokens, writers
-      )
+      pending = pool.submit(_write_batch, forward, job, acts, writers)
     if pending is not None:
       bar.update(pending.result())
 
 
 class _Job(NamedTuple):
-  """Windows first..stop-1, one batch, whose rows are start..end-1."""
+  """A batch of windows from `first` on, whose rows begin at `start`."""
 
   first: int
-  stop: int
   start: int
-  end: int
   new_rows: int  # of them, in shards that are missing
 
 
 def _jobs(
-  asked: StorePlan, tokens: np.ndarray, missing: set[int]
+  asked: StorePlan, starts: np.ndarray, missing: set[int]
 ) -> Iterator[_Job]:
   """The batches with rows in missing shards, in order."""
-  starts = np.minimum(store_writing.row_starts(asked, tokens), asked.rows)
   size = asked.rows_per_shard
   for first in range(0, asked.windows, asked.batch):
     stop = min(first + asked.batch, asked.windows)
@@ -241,62 +233,16 @@ def _jobs(
       if shard in missing
     )
     if new_rows:
-      yield _Job(first, stop, start, end, new_rows)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "sites", "dtype"))
-def _taps(params, tokens, mask, *, config, sites, dtype):
-  """The activations of the sites, {site: dtype [batch, T, D]}."""
-  out = gemma.forward(
-    config,
-    params,
-    tokens,
-    taps=sites,
-    num_layers=gemma.sites.layers_needed(config, sites),
-    mask=mask,
-    logits=False,
-  )
-  return {site: out.acts[site].astype(dtype) for site in sites}
-
-
-def _activations(
-  lm: Any, asked: StorePlan, tokens: np.ndarray, job: _Job, padded: bool
-) -> dict[str, jax.Array]:
-  """Dispatches one batch, filled up to its full size."""
-  block = tokens[job.first : job.stop]
-  filler = np.repeat(block[:1], asked.batch - len(block), axis=0)
-  block = np.concatenate([block, filler])
-  return _taps(
-    lm.params,
-    jnp.asarray(block),
-    jnp.asarray(block != asked.policy.pad_id) if padded else None,
-    config=lm.config,
-    sites=tuple(site for site, _ in asked.sites),
-    dtype=asked.dtype,
-  )
+      yield _Job(first, start, new_rows)
 
 
 def _write_batch(
-  root: pathlib.Path,
-  asked: StorePlan,
+  forward: Forward,
   job: _Job,
   acts: dict[str, jax.Array],
-  tokens: np.ndarray,
-  writers: dict[str, shards.SiteWriter],
+  writers: dict[str, shard_writing.SiteWriter],
 ) -> int:
   """Waits for a batch, checks and writes its rows; returns the new ones."""
-  block = tokens[job.first : job.stop]
-  where = np.argwhere(asked.policy.keep(block))[: job.end - job.start]
   for site, writer in writers.items():
-    rows = np.asarray(acts[site])[where[:, 0], where[:, 1]]
-    good = np.isfinite(rows).all(axis=1)
-    if not good.all():
-      # Attention spreads a NaN over its window, so a position says nothing.
-      window = job.first + where[int(np.argmin(good)), 0]
-      raise FloatingPointError(
-        f"{asked.model} gave a NaN or an infinity at site {site} in window"
-        f" {window} of {root / store.TOKENS}: check the weights; if they are"
-        " right, compute in float32"
-      )
-    writer.write(job.start, shards.encode(rows, asked.dtype))
+    writer.write(job.start, forward.collect(job.first, acts, site))
   return job.new_rows

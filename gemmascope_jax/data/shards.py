@@ -1,16 +1,27 @@
-"""Shards: files of rows, each whole or absent.
+"""Shards: files of rows, each whole or absent, whose every row is checked.
 
-A site's folder holds, for shard i, `i.npy` [rows, D] (float32, or bfloat16 as
-uint16 bits), `i.moments.npy` float64 [2, D] (sum and sum of squares of the
-rows, over the rows) and, written last, `i.json` (rows, bytes, SHA-256 of
-`i.npy`). A shard is finished when that last file is there.
+A site's folder holds, for shard i,
+
+    i.npy          rows [n, D]: float32, or bfloat16 as uint16 bits
+    i.checks.npy   uint64 [n]: the check of each row
+    i.moments.npy  float64 [2, D]: sums of the rows and of their squares
+    i.json         rows, bytes and the SHA-256 of the three; written last
+
+A shard is finished when that last file is there.
+
+Nobody can hash 100 TiB before training, yet no wrong row may be trained on. So
+each row has a check, and every read compares it: the sum modulo 2**64 of the
+row's bytes, taken as words, plus the shard's mark, which follows from the
+store's fingerprint, the site and the shard's number. A check thus finds rows
+that were altered, zeros where a crash lost a page, and rows of another store,
+site or shard, even if their checks came with them. It runs at the speed of
+memory; the SHA-256 is for `Store.verify`.
 
 Letters: D width of the site.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -23,7 +34,7 @@ import numpy as np
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.store_plan import StorePlan
 
-_SUM_ROWS = 128  # summed at once: few enough to stay in the CPU's cache
+_CACHED_ROWS = 128  # gathered, then checked while the CPU still caches them
 
 
 class CorruptStoreError(ValueError):
@@ -33,6 +44,11 @@ class CorruptStoreError(ValueError):
 def shard_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
   """The rows of one shard."""
   return root / site / f"{shard:05d}.npy"
+
+
+def checks_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
+  """The checks of the rows of one shard."""
+  return root / site / f"{shard:05d}.checks.npy"
 
 
 def moments_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
@@ -65,6 +81,41 @@ def decode(stored: np.ndarray) -> np.ndarray:
   return stored.astype(np.float32, copy=False)
 
 
+def row_checks(stored: np.ndarray) -> np.ndarray:
+  """The check of each row, without the shard's mark.
+
+  Args:
+    stored: rows [n, D] in stored form, contiguous.
+
+  Returns:
+    uint64 [n]: sums modulo 2**64 of a row's bytes as little-endian unsigned
+    words of 8 bytes (of 4 or 2 if 8 does not divide the row's length).
+  """
+  length = stored.shape[1] * stored.itemsize
+  word = next(f"<u{size}" for size in (8, 4, 2) if length % size == 0)
+  return np.add.reduce(stored.view(word), axis=1, dtype=np.uint64)
+
+
+def shard_mark(plan: StorePlan, site: str, shard: int) -> np.uint64:
+  """What is added to the checks of a shard: it tells shards apart."""
+  name = f"{plan.fingerprint}/{site}/{shard}".encode()
+  return np.frombuffer(hashlib.sha256(name).digest()[:8], "<u8")[0]
+
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+  """What a `.npy` file of such an array begins with."""
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header,
+    {
+      "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+      "fortran_order": False,
+      "shape": shape,
+    },
+  )
+  return header.getvalue()
+
+
 def read_sidecar(
   root: pathlib.Path, site: str, shard: int
 ) -> dict[str, Any] | None:
@@ -79,143 +130,108 @@ def is_finished(root: pathlib.Path, site: str, shard: int) -> bool:
   if sidecar is None or not moments_path(root, site, shard).exists():
     return False
   try:
+    checks_path(root, site, shard).stat()
     size = shard_path(root, site, shard).stat().st_size
   except FileNotFoundError:
     return False
   return size == sidecar["bytes"]
 
 
-def open_shard(
-  root: pathlib.Path, plan: StorePlan, site: str, shard: int
-) -> np.ndarray:
-  """Memory-maps the stored rows of a shard.
+class Shard:
+  """A shard open for reading; safe to share between threads.
 
-  Raises:
-    CorruptStoreError: the file is missing, truncated or of another shape.
+  Attributes:
+    path: of its rows.
+    checks_path: of their checks.
   """
-  path = shard_path(root, site, shard)
-  shape = (plan.shard_rows(shard), dict(plan.sites)[site])
+
+  def __init__(
+    self, root: pathlib.Path, plan: StorePlan, site: str, shard: int
+  ):
+    """Memory-maps rows and checks.
+
+    Raises:
+      CorruptStoreError: a file is missing, truncated or of another shape.
+    """
+    rows, width = plan.shard_rows(shard), dict(plan.sites)[site]
+    self.path = shard_path(root, site, shard)
+    self._rows = _map(self.path, stored_dtype(plan.dtype), (rows, width))
+    self.checks_path = checks_path(root, site, shard)
+    self._checks = _map(self.checks_path, np.dtype("<u8"), (rows,))
+    self._mark = shard_mark(plan, site, shard)
+
+  def take(
+    self,
+    offsets: np.ndarray,
+    out: np.ndarray,
+    places: np.ndarray | None = None,
+  ) -> None:
+    """Copies rows, each checked, without holding Python's lock for long.
+
+    Args:
+      offsets: int64 [n], within the shard.
+      out: [m, D] in stored form; gets the rows.
+      places: int64 [n]: which rows of `out` they are; None: the first n.
+
+    Raises:
+      CorruptStoreError: a row is not what its check says; names it.
+    """
+    if places is not None:
+      scratch = np.empty((_CACHED_ROWS, out.shape[1]), out.dtype)
+    for start in range(0, len(offsets), _CACHED_ROWS):
+      some = offsets[start : start + _CACHED_ROWS]
+      stop = start + len(some)
+      part = out[start:stop] if places is None else scratch[: len(some)]
+      np.take(self._rows, some, axis=0, out=part, mode="clip")
+      wrong = row_checks(part) + self._mark != self._checks[some]
+      if wrong.any():
+        raise wrong_row(self.path, int(some[np.argmax(wrong)]))
+      if places is not None:
+        out[places[start:stop]] = part
+
+
+def _map(
+  path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
+  """Memory-maps a `.npy` file that has to hold exactly this."""
+  header = npy_header(dtype, shape)
+  expected = len(header) + dtype.itemsize * int(np.prod(shape))
   try:
-    rows = np.load(path, mmap_mode="r")
-  except (OSError, ValueError, EOFError) as error:
+    with open(path, "rb") as file:
+      found = file.read(len(header))
+      size = os.fstat(file.fileno()).st_size
+      if found == header and size == expected:
+        return np.asarray(np.memmap(file, dtype, "r", len(header), shape))
+  except OSError as error:
     raise CorruptStoreError(f"{path}: {error}. {remedy(path)}") from error
-  if rows.shape != shape or rows.dtype != stored_dtype(plan.dtype):
-    raise CorruptStoreError(
-      f"{path} holds {rows.dtype}{list(rows.shape)}, expected"
-      f" {stored_dtype(plan.dtype)}{list(shape)}. {remedy(path)}"
-    )
-  return rows
+  raise CorruptStoreError(
+    f"{path} holds {_what(found, size)}, expected {dtype}{list(shape)} in"
+    f" {expected:,} bytes. {remedy(path)}"
+  )
 
 
-def remedy(path: os.PathLike) -> str:
+def _what(start: bytes, size: int) -> str:
+  """What a file that starts so, of so many bytes, claims to be."""
+  file = io.BytesIO(start)
+  try:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return f"{dtype}{list(shape)} in {size:,} bytes"
+  except ValueError:
+    return f"no such array in {size:,} bytes"
+
+
+def wrong_row(path: os.PathLike | str, row: int) -> CorruptStoreError:
+  """The error about a row that is not what its check says."""
+  return CorruptStoreError(
+    f"{path}: row {row} is not what was written there: its check is wrong."
+    f" {remedy(path)}"
+  )
+
+
+def remedy(path: os.PathLike | str) -> str:
   """How to get a bad file back."""
   return (
     f"Delete {path} and run the same harvest again: it makes the missing shard"
     " anew, and only that"
   )
-
-
-class SiteWriter:
-  """Writes the rows of one site, in order, into its unfinished shards.
-
-  A context manager. Rows are written as they come, so memory does not grow
-  with the shard; a shard appears under its name when its last row is written.
-  """
-
-  def __init__(self, root: pathlib.Path, plan: StorePlan, site: str):
-    self._root, self._plan, self._site = root, plan, site
-    self._width = dict(plan.sites)[site]
-    self.missing = [
-      shard
-      for shard in range(plan.shards)
-      if not is_finished(root, site, shard)
-    ]
-    self._todo = set(self.missing)
-    self._stack = contextlib.ExitStack()
-    self._shard: int | None = None
-
-  def __enter__(self) -> SiteWriter:
-    return self
-
-  def __exit__(self, *exception) -> bool | None:
-    # An open shard is dropped, whether or not there was an exception; a full
-    # disk is turned into OutOfDiskError on the way.
-    if exception[0] is None and self._shard is not None:
-      error = RuntimeError(f"{self._site}: shard {self._shard} lacks rows")
-      exception = (RuntimeError, error, None)
-      self._stack.__exit__(*exception)
-      raise error
-    return self._stack.__exit__(*exception)
-
-  def write(self, start: int, rows: np.ndarray) -> None:
-    """Takes rows start..start+n-1 of the site, stored form [n, D].
-
-    Rows of finished shards are passed over. Those of an unfinished shard have
-    to come from its first to its last, without gaps.
-    """
-    size = self._plan.rows_per_shard
-    while len(rows):
-      shard, offset = divmod(start, size)
-      part, rows = rows[: size - offset], rows[size - offset :]
-      start += len(part)
-      if shard in self._todo:
-        if self._shard is None:
-          self._open(shard)
-        if (self._shard, self._written) != (shard, offset):
-          raise RuntimeError(
-            f"{self._site}: row {offset} of shard {shard} came when row"
-            f" {self._written} of shard {self._shard} was due"
-          )
-        self._append(part)
-
-  def _open(self, shard: int) -> None:
-    rows = self._plan.shard_rows(shard)
-    path = shard_path(self._root, self._site, shard)
-    self._file = self._stack.enter_context(artifacts.atomic_write(path))
-    self._shard, self._rows, self._written = shard, rows, 0
-    self._moments = np.zeros((2, self._width), np.float64)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-      header,
-      {
-        "descr": np.lib.format.dtype_to_descr(stored_dtype(self._plan.dtype)),
-        "fortran_order": False,
-        "shape": (rows, self._width),
-      },
-    )
-    self._file.write(header.getvalue())
-    self._digest = hashlib.sha256(header.getvalue())
-
-  def _append(self, part: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(part)).cast("B")
-    self._file.write(data)
-    self._digest.update(data)
-    for start in range(0, len(part), _SUM_ROWS):
-      values = decode(part[start : start + _SUM_ROWS]).astype(np.float64)
-      self._moments[0] += values.sum(axis=0)
-      values *= values
-      self._moments[1] += values.sum(axis=0)
-    self._written += len(part)
-    if self._written == self._rows:
-      self._close()
-
-  def _close(self) -> None:
-    sidecar = {
-      "rows": self._rows,
-      "bytes": self._file.tell(),
-      "sha256": self._digest.hexdigest(),
-    }
-    place = (self._root, self._site, self._shard)
-    before = read_sidecar(*place)
-    if before not in (None, sidecar):
-      raise CorruptStoreError(
-        f"{shard_path(*place)} was made anew, but with other bytes than those"
-        f" that {sidecar_path(*place)} records: other hardware or versions than"
-        " the store was made with. Harvest the whole store again, into another"
-        " folder"
-      )
-    self._stack.close()  # fsync and rename
-    artifacts.write_npy(moments_path(*place), self._moments)
-    artifacts.write_json(sidecar_path(*place), sidecar)
-    self._todo.remove(self._shard)
-    self._shard = None

@@ -17,9 +17,12 @@ Letters: N windows, T tokens in a window, D width of a site.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import pathlib
-from typing import Any
+import resource
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import tqdm
@@ -36,6 +39,26 @@ KEYS, ROW_STARTS = "keys.npy", "row_starts.npy"
 SIDE_FILES = (TOKENS, DOCUMENTS, KEYS, ROW_STARTS)
 
 
+class Held(Protocol):
+  """Rows that were announced (`hold`); gives them in stored form."""
+
+  def take(
+    self, positions: np.ndarray, out: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Some of the rows, each checked; safe to call from several threads.
+
+    Args:
+      positions: int64 [k], places among the rows that were announced.
+      out: where to put them, [k, D] in stored form; None: a new array.
+
+    Returns:
+      [k, D] in stored form: float32, or uint16 bits of bfloat16.
+
+    Raises:
+      CorruptStoreError: a row is not the one that was written.
+    """
+
+
 class Store:
   """A finished store, open for reading; safe to share between threads.
 
@@ -43,15 +66,18 @@ class Store:
     root: its folder.
     manifest: the whole of manifest.json.
     plan: what determined its bytes.
+    waits_for: what a reader of it waits for.
   """
+
+  waits_for = "disk"
 
   def __init__(self, root: pathlib.Path, manifest: dict[str, Any]):
     self.root = root
     self.manifest = manifest
     self.plan = StorePlan.from_dict(manifest, root / MANIFEST)
     self._moments = functools.cache(self._read_moments)
-    self._shard = functools.lru_cache(maxsize=256)(
-      functools.partial(shards.open_shard, root, self.plan)
+    self._shard = functools.lru_cache(maxsize=_most_open())(
+      functools.partial(shards.Shard, root, self.plan)
     )
 
   @classmethod
@@ -118,21 +144,11 @@ class Store:
 
   def read(self, site: str, start: int, stop: int) -> np.ndarray:
     """Rows start..stop-1 of a site, float32 [stop - start, D]."""
-    if not 0 <= start <= stop <= self.rows:
-      raise ValueError(
-        f"rows {start}..{stop - 1}: {self.root} has rows 0..{self.rows - 1}"
-      )
-    width = self.width(site)
-    parts = [np.empty((0, width), np.float32)]
-    while start < stop:
-      shard, offset = divmod(start, self.plan.rows_per_shard)
-      part = self._shard(site, shard)[offset : offset + stop - start]
-      parts.append(shards.decode(part))
-      start += len(part)
-    return np.concatenate(parts)
+    self._require_range(start, stop)
+    return self.gather(site, np.arange(start, stop))
 
   def gather(self, site: str, rows: np.ndarray) -> np.ndarray:
-    """Any rows of a site, in the order asked for.
+    """Any rows of a site, in the order asked for, each checked.
 
     Args:
       site: name of the site.
@@ -140,39 +156,87 @@ class Store:
 
     Returns:
       float32 [n, D].
+
+    Raises:
+      CorruptStoreError: a shard is missing or damaged; names it and the row.
     """
-    out = np.empty((len(rows), self.width(site)), np.float32)
+    rows = self._require_rows(rows)
+    return shards.decode(self._take(site, rows, None))
+
+  def hold(self, site: str, rows: np.ndarray) -> Held:
+    """Announces rows that are wanted soon, in any order.
+
+    The system then reads them from disk in sequence, in the background, into
+    memory that it takes back when it needs it.
+
+    Args:
+      site: name of the site.
+      rows: int64 [n], row numbers in any order, usually long consecutive runs.
+
+    Returns:
+      What gives them.
+
+    Raises:
+      CorruptStoreError: a shard is missing, truncated or no such shard.
+    """
+    rows = self._require_rows(rows)
+    self._read_ahead(site, rows)
+    return _LocalHeld(self, site, rows)
+
+  def _take(
+    self, site: str, rows: np.ndarray, out: np.ndarray | None
+  ) -> np.ndarray:
+    """Rows in stored form, [n, D], each checked."""
+    if out is None:
+      dtype = shards.stored_dtype(self.plan.dtype)
+      out = np.empty((len(rows), self.width(site)), dtype)
     shard, offset = np.divmod(rows, self.plan.rows_per_shard)
-    for number in np.unique(shard):
-      here = shard == number
-      out[here] = shards.decode(self._shard(site, int(number))[offset[here]])
+    if len(rows) and (shard == shard[0]).all():
+      self._shard(site, int(shard[0])).take(offset, out)
+      return out
+    order = np.argsort(shard, kind="stable")
+    ends = np.cumsum(np.bincount(shard)) if len(rows) else []
+    for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+      if start < end:
+        places = order[start:end]
+        self._shard(site, number).take(offset[places], out, places)
     return out
 
-  def will_read(self, site: str, start: int, stop: int) -> None:
-    """Tells the system that these rows are wanted soon, in any order.
+  def _read_ahead(self, site: str, rows: np.ndarray) -> None:
+    size = self.plan.rows_per_shard
+    row_bytes = self.width(site) * shards.stored_dtype(self.plan.dtype).itemsize
+    for shard, runs in _runs(rows, size):
+      opened = self._shard(site, shard)  # or the error that names it
+      if not hasattr(os, "posix_fadvise"):
+        continue
+      for path, item in ((opened.path, row_bytes), (opened.checks_path, 8)):
+        with open(path, "rb") as file:
+          for first, stop in runs:
+            os.posix_fadvise(
+              file.fileno(),
+              first * item,
+              (stop - first) * item,
+              os.POSIX_FADV_WILLNEED,
+            )
 
-    It then reads them from disk in sequence, in the background, into memory
-    that it takes back when it needs it.
-    """
-    if not hasattr(os, "posix_fadvise"):
-      return
-    width, size = self.width(site), self.plan.rows_per_shard
-    row_bytes = width * shards.stored_dtype(self.plan.dtype).itemsize
-    for shard in range(start // size, -(-stop // size)):
-      self._shard(site, shard)  # or the error that names the shard
-      first = max(start - shard * size, 0) * row_bytes
-      last = min(stop - shard * size, size) * row_bytes
-      with open(shards.shard_path(self.root, site, shard), "rb") as file:
-        os.posix_fadvise(
-          file.fileno(), first, last - first, os.POSIX_FADV_WILLNEED
-        )
+  def _require_rows(self, rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
+      raise ValueError(
+        f"rows {rows.min()}..{rows.max()}: {self.root} has rows"
+        f" 0..{self.rows - 1}"
+      )
+    return rows
 
-  def index(self, start: int, stop: int) -> np.ndarray:
-    """Where rows come from: int32 [stop - start, 2], (window, position)."""
+  def _require_range(self, start: int, stop: int) -> None:
     if not 0 <= start <= stop <= self.rows:
       raise ValueError(
         f"rows {start}..{stop - 1}: {self.root} has rows 0..{self.rows - 1}"
       )
+
+  def index(self, start: int, stop: int) -> np.ndarray:
+    """Where rows come from: int32 [stop - start, 2], (window, position)."""
+    self._require_range(start, stop)
     if start == stop:
       return np.zeros((0, 2), np.int32)
     starts = self._row_starts
@@ -238,9 +302,14 @@ class Store:
     """
     expected = dict(self.manifest["files"])
     for site, entry in self.manifest["sites"].items():
-      for shard, digest in enumerate(entry["shards"]):
-        path = shards.shard_path(self.root, site, shard)
-        expected[path.relative_to(self.root).as_posix()] = digest
+      for shard, digests in enumerate(entry["shards"]):
+        for path_of, key in (
+          (shards.shard_path, "sha256"),
+          (shards.checks_path, "checks_sha256"),
+          (shards.moments_path, "moments_sha256"),
+        ):
+          path = path_of(self.root, site, shard)
+          expected[path.relative_to(self.root).as_posix()] = digests[key]
     bad = []
     for name in tqdm.tqdm(
       expected, desc="verify", unit="file", disable=not progress
@@ -280,3 +349,38 @@ class Store:
         f" {float(mean @ mean) / square:.1%} of the mean square norm"
       )
     return "\n".join(lines)
+
+
+class _LocalHeld:
+  """Rows that are gathered from memory maps when they are taken."""
+
+  def __init__(self, store: Store, site: str, rows: np.ndarray):
+    self._store, self._site, self._rows = store, site, rows
+
+  def take(
+    self, positions: np.ndarray, out: np.ndarray | None = None
+  ) -> np.ndarray:
+    """See `Held`."""
+    return self._store._take(self._site, self._rows[positions], out)
+
+
+def _runs(
+  rows: np.ndarray, size: int
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+  """Shards of `size` rows, and the runs [first, stop) wanted within each."""
+  rows = np.unique(rows)
+  cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
+  bounds = [0, *cuts.tolist(), len(rows)] if len(rows) else [0]
+  found: dict[int, list[tuple[int, int]]] = {}
+  for start, stop in itertools.pairwise(bounds):
+    shard, first = divmod(int(rows[start]), size)
+    found.setdefault(shard, []).append((first, first + stop - start))
+  yield from found.items()
+
+
+def _most_open() -> int:
+  """Shards to keep open: each needs two of the process's descriptors."""
+  limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if limit == resource.RLIM_INFINITY:
+    return 4096
+  return min(max((limit - 256) // 4, 64), 4096)

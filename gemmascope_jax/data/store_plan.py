@@ -14,7 +14,7 @@ from typing import Any
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
 
-FORMAT = 1
+FORMAT = 2
 KIND = "gemmascope_jax activation store"
 DTYPES = ("float32", "bfloat16")
 
@@ -107,14 +107,19 @@ class StorePlan:
     """The inverse of `to_dict`; `where` is named in errors.
 
     Raises:
-      ValueError: not a store's plan, or one of a newer format.
+      ValueError: not a store's plan, or one of another format.
     """
     if not isinstance(value, dict) or value.get("kind") != KIND:
       raise ValueError(f"{where} does not describe an activation store")
     if value["format"] != FORMAT:
+      remedy = (
+        "update gemmascope_jax"
+        if value["format"] > FORMAT
+        else "harvest it again, into another folder"
+      )
       raise ValueError(
         f"{where} has format {value['format']}, but this version of the code"
-        f" reads format {FORMAT}: update gemmascope_jax"
+        f" reads format {FORMAT}: {remedy}"
       )
     return cls(
       model=value["model"]["label"],

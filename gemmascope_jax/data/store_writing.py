@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data import shards, store
+from gemmascope_jax.data import shard_writing, shards, store
+from gemmascope_jax.data.forward import row_starts
 from gemmascope_jax.data.packing import Windows
-from gemmascope_jax.data.policy import count_kept
 from gemmascope_jax.data.store_plan import StorePlan
 
 LOCK = "writer.lock"
@@ -71,12 +71,6 @@ def remove_leftovers(root: pathlib.Path) -> None:
     leftover.unlink()
 
 
-def row_starts(asked: StorePlan, tokens: np.ndarray) -> np.ndarray:
-  """Rows before each window, and in all (budget apart): int64 [N + 1]."""
-  kept = count_kept(asked.policy, tokens)
-  return np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-
-
 def write_first(root: pathlib.Path, asked: StorePlan, used: Windows) -> None:
   """Plan, tokens and what belongs to them, where they are missing."""
   if not (root / store.PLAN).exists():
@@ -85,7 +79,7 @@ def write_first(root: pathlib.Path, asked: StorePlan, used: Windows) -> None:
     (store.TOKENS, used.tokens),
     (store.DOCUMENTS, used.documents),
     (store.KEYS, used.keys),
-    (store.ROW_STARTS, row_starts(asked, used.tokens)),
+    (store.ROW_STARTS, row_starts(asked.policy, used.tokens)),
   ):
     if not (root / name).exists():
       artifacts.write_npy(root / name, array)
@@ -94,7 +88,7 @@ def write_first(root: pathlib.Path, asked: StorePlan, used: Windows) -> None:
 def require_space(
   root: pathlib.Path,
   asked: StorePlan,
-  writers: dict[str, shards.SiteWriter],
+  writers: dict[str, shard_writing.SiteWriter],
 ) -> None:
   """Raises `OutOfDiskError` if the missing shards won't fit on the disk."""
   item = shards.stored_dtype(asked.dtype).itemsize
@@ -136,8 +130,7 @@ def write_last(
       "mean_square_norm": square,
       "total_variance": square - float(mean @ mean),
       "shards": [
-        shards.read_sidecar(root, site, shard)["sha256"]
-        for shard in range(asked.shards)
+        shards.read_sidecar(root, site, shard) for shard in range(asked.shards)
       ],
     }
   if (root / store.MANIFEST).exists():

@@ -145,7 +145,7 @@ def test_reading_a_short_or_missing_shard_names_it(copy, damage):
   for read in (
     lambda: opened.read("res.1", 380, 390),
     lambda: opened.gather("res.1", np.array([0, 400])),
-    lambda: opened.will_read("res.1", 0, 900),
+    lambda: opened.hold("res.1", np.arange(900)),
   ):
     with pytest.raises(CorruptStoreError, match=r"res\.1/00003\.npy"):
       read()
@@ -153,7 +153,9 @@ def test_reading_a_short_or_missing_shard_names_it(copy, damage):
 
 def test_foreign_shard_is_refused(copy):
   shutil.copy(copy / "att.0/00003.npy", copy / "res.1/00003.npy")
-  with pytest.raises(CorruptStoreError, match=r"float32\[128, 16\], expected"):
+  with pytest.raises(
+    CorruptStoreError, match=r"float32\[128, 16\] in .*, expected"
+  ):
     Store.open(copy).read("res.1", 380, 390)
 
 
