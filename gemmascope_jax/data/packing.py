@@ -86,7 +86,8 @@ def pack(
       that of `chat`.
     rows: stop once the windows hold this many kept positions; the last window
       is a full one.
-    windows: stop once there are this many windows.
+    windows: stop once there are this many windows; with `rows`, whichever comes
+      first.
     packed: join documents; else every window holds one document, and one that
       is too long goes on in the next window.
     chat: the markup around each document (or each piece of one that is too
@@ -102,11 +103,24 @@ def pack(
   check(window, rows, windows, chat)
   if policy is None:
     policy = default_policy(tokenizer, chat)
-  made, kept = pack_until(
-    documents, tokenizer, window, policy, rows, windows, packed, chat
+  made = pack_until(
+    documents,
+    tokenizer,
+    window,
+    policy=policy,
+    rows=rows,
+    windows=windows,
+    packed=packed,
+    chat=chat,
   )
-  require_budget(len(made.tokens), kept, rows, windows)
-  return made.take(len(made.tokens))
+  require_budget(len(made.tokens), made.rows, rows, windows)
+  known = int(made.documents.max()) + 1
+  return Windows(
+    tokens=made.tokens,
+    documents=made.documents,
+    keys=made.keys[:known],
+    sources=tuple(s for s, first in made.sources.items() if first < known),
+  )
 
 
 def check(
@@ -135,28 +149,43 @@ def default_policy(tokenizer: Any, chat: ChatTemplate | None) -> TokenPolicy:
   return policy if chat is None else chat.policy(policy)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+  """What `pack_until` made; the fields of `Windows`, but as they were found.
+
+  Attributes:
+    tokens: int32 [N, T].
+    documents: int32 [N, T].
+    keys: uint64, of all documents that were looked at; the last ones may have
+      no token in the windows.
+    sources: the number of the first document of each source.
+    rows: kept positions in the windows.
+  """
+
+  tokens: np.ndarray
+  documents: np.ndarray
+  keys: np.ndarray
+  sources: dict[str, int]
+  rows: int
+
+
 def pack_until(
   documents: Iterable[Document | str],
   tokenizer: Any,
   window: int,
+  *,
   policy: TokenPolicy,
   rows: int | None,
   windows: int | None,
   packed: bool,
   chat: ChatTemplate | None,
-) -> tuple[Windows, int]:
-  """`pack`, but less text than the budget is no error.
-
-  Returns:
-    The windows, and how many kept positions they hold. The keys are those of
-    all documents that were looked at, some of which may have no token.
-  """
+) -> Packed:
+  """`pack` of arguments that were checked; too little text is no error."""
   numbered = _Numbered(documents)
   tokens, owners, kept = [], [], 0
   if chat is None:
-    made = _windows(
-      _runs(numbered, tokenizer, packed), tokenizer, window - 1, packed
-    )
+    runs = _runs(numbered, tokenizer, packed)
+    made = _windows(runs, tokenizer, window - 1, packed)
   else:
     made = _chat_windows(numbered, tokenizer, window, chat)
   for ids, owner in made:
@@ -166,21 +195,30 @@ def pack_until(
     if (rows and kept >= rows) or (windows and len(tokens) >= windows):
       break
   shape = (len(tokens), window)
-  packed_windows = Windows(
+  return Packed(
     tokens=np.array(tokens, np.int32).reshape(shape),
     documents=np.array(owners, np.int32).reshape(shape),
     keys=np.array(numbered.keys, np.uint64),
-    sources=tuple(numbered.sources),
+    sources=numbered.sources,
+    rows=kept,
   )
-  return packed_windows, kept
 
 
 def require_budget(
   found: int, kept: int, rows: int | None, windows: int | None
 ) -> None:
-  """Raises `ValueError` if `found` windows of a whole text are too few."""
+  """Raises `ValueError` if a whole text gave too little.
+
+  Args:
+    found: its windows.
+    kept: kept positions in them.
+    rows: how many were wanted; None: any number.
+    windows: the same; either of the two is enough.
+  """
   if not found:
     raise ValueError("no text: the documents hold no token; check the sources")
+  if (rows and kept >= rows) or (windows and found >= windows):
+    return
   if rows and kept < rows:
     raise ValueError(_too_little(kept, "rows (kept positions)", rows))
   if windows and found < windows:
@@ -200,16 +238,17 @@ class _Numbered:
   def __init__(self, documents: Iterable[Document | str]):
     self._documents = documents
     self.keys: list[int] = []
-    self.sources: dict[str, None] = {}
+    self.sources: dict[str, int] = {}
 
   def __iter__(self) -> Iterator[tuple[int, str]]:
     for document in self._documents:
       if isinstance(document, str):
         document = Document(document, "", content_key(document))
       self.keys.append(document.key)
+      number = len(self.keys) - 1
       if document.source:
-        self.sources[document.source] = None
-      yield len(self.keys) - 1, document.text
+        self.sources.setdefault(document.source, number)
+      yield number, document.text
 
 
 def _runs(numbered, tokenizer, packed) -> Iterator[tuple[np.ndarray, int]]:

@@ -68,6 +68,12 @@ def test_windows_budget_and_take():
   assert whole.fingerprint != five.fingerprint
 
 
+def test_of_two_budgets_the_first_that_is_reached_counts():
+  pack = lambda **options: packing.pack(DOCUMENTS, TOKENIZER, 16, **options)
+  assert len(pack(windows=5, rows=10**6).tokens) == 5
+  assert pack(windows=10**6, rows=40).fingerprint == pack(rows=40).fingerprint
+
+
 def test_sources_are_remembered():
   mixed = documents.mix(
     [("a", texts(5)), ("b", texts(5, 1))], held_out=0.0, seed=1
