@@ -76,13 +76,17 @@ def _fsync_folder(folder: pathlib.Path) -> None:
     os.close(descriptor)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes `value` as indented, key-sorted JSON; the same value, same bytes."""
+def json_bytes(value: Any) -> bytes:
+  """`value` as indented, key-sorted JSON; the same value, same bytes."""
   text = json.dumps(
     value, indent=2, sort_keys=True, default=_jsonable, allow_nan=False
   )
-  with atomic_write(path) as file:
-    file.write(text.encode() + b"\n")
+  return text.encode() + b"\n"
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes `value` as indented, key-sorted JSON; the same value, same bytes."""
+  write_bytes(path, json_bytes(value))
 
 
 def canonical_json(value: Any) -> str:

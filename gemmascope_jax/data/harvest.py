@@ -5,35 +5,42 @@ needs. Only positions that the token policy keeps become rows; they fill shards
 to the brim, and the row budget is met exactly.
 
 Windows are computed in batches that start at multiples of `batch`, whatever is
-already there, so a shard's bytes do not depend on when, or in how many
-attempts, it was made. Shapes are static and there is one compilation: the last
-batch is filled up with a window whose rows are dropped. While one batch is
-computed, the rows of the one before are copied, checked and written.
+already there, so a shard's bytes do not depend on when, in how many attempts
+or by which of several processes it was made. While one batch is computed, the
+rows of those before are copied, checked and written, each site by a thread of
+its own.
 
 Letters: N windows, T tokens in a window, D width of a site.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import os
-import pathlib
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
-from gemmascope_jax import gemma
-from gemmascope_jax.data import shard_writing, store_writing
+from gemmascope_jax import gemma, throughput
+from gemmascope_jax.data import store_writing
+from gemmascope_jax.data.files import Folder, folder
 from gemmascope_jax.data.forward import Forward, row_starts
-from gemmascope_jax.data.lock import write_lock
 from gemmascope_jax.data.packing import Windows
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.shard_writing import SiteWriter
 from gemmascope_jax.data.store import Store
 from gemmascope_jax.data.store_plan import DTYPES, StorePlan
+from gemmascope_jax.throughput import Meter
+
+_AHEAD = 2  # batches that wait to be written while the next is computed
 
 
 def plan(
@@ -110,8 +117,12 @@ def harvest(
   rows_per_shard: int = 1 << 16,
   batch: int = 8,
   dtype: str = "float32",
+  part: tuple[int, int] = (0, 1),
+  patience_s: float = 3600.0,
+  mesh: Mesh | None = None,
   config: dict[str, Any] | None = None,
   progress: bool = True,
+  meter: Meter | None = None,
 ) -> Store:
   """Makes a store, or what is missing of it, or just opens it.
 
@@ -124,15 +135,22 @@ def harvest(
     windows: int32 [N, T] and their documents. As many as the rows need are
       used, from the first.
     sites: names of the sites, such as ("res.12", "mlp.12").
-    root: the store's folder (`plan(...).name` is a good name for it).
+    root: the store's folder (`plan(...).name` is a good name for it): a path,
+      or a URL that fsspec knows.
     policy: which positions become rows.
     rows: exactly how many rows for each site; None: all that the windows have.
     rows_per_shard: rows in each file but the last. Memory does not depend on
       it.
     batch: windows in one forward pass.
     dtype: of the rows on disk, "float32" or "bfloat16".
+    part: (p, n): this is process p of n that fill one store, each with the
+      same other arguments; it makes a contiguous slice of the shards and
+      returns when the others are done, too. They share nothing but the folder.
+    patience_s: how long to wait without any new shard from the others.
+    mesh: devices that share the windows of a batch; see `Forward`.
     config: the resolved config of the run, for the manifest.
-    progress: show a progress bar.
+    progress: show a progress bar, and at the end what the time went into.
+    meter: counts rows, bytes and what is waited for; None: an own one.
 
   Returns:
     The finished store.
@@ -140,15 +158,17 @@ def harvest(
   Raises:
     ValueError: bad arguments, too little text, or `root` holds something else.
     StoreMismatchError: `root` holds a store of another model, policy, ....
-    LockedError: another process writes there.
+    LockedError: another process writes there, or makes the same part.
     OutOfDiskError: the disk is full, or would be; finished shards stay.
     FloatingPointError: the model gave a NaN or an infinity; says where.
+    TimeoutError: the other parts make no progress; names what is missing.
   """
-  if jax.process_count() > 1:
+  number, parts = part
+  if not 0 <= number < parts:
     raise ValueError(
-      f"harvest runs in one process, but this is one of {jax.process_count()}"
+      f"part {number} of {parts}: expected 0..{max(parts - 1, 0)}, of 1 or more"
     )
-  root = pathlib.Path(root)
+  files = folder(root)
   asked = plan(
     lm,
     windows,
@@ -159,70 +179,120 @@ def harvest(
     batch=batch,
     dtype=dtype,
   )
-  store_writing.require_same_plan(root, asked)
-  if not store_writing.is_whole(root, asked):
-    with write_lock(root, store_writing.LOCK):
-      store_writing.require_same_plan(root, asked)
-      store_writing.remove_leftovers(root)
-      used = windows.take(asked.windows)
-      store_writing.write_first(root, asked, used)
-      _write_rows(root, asked, lm, used.tokens, progress)
-      store_writing.write_last(root, asked, used, config)
+  store_writing.require_same_plan(files, asked)
+  if store_writing.is_whole(files, asked):
+    return Store.open(root)
+  used = windows.take(asked.windows)
+  meter = meter or Meter()
+  mine = store_writing.part_shards(asked, number, parts)
+
+  def make(name: str) -> None:
+    forward = Forward(lm, asked, used.tokens, mesh)
+    _write_rows(files, asked, forward, mine, name, progress, meter)
+
+  if parts == 1:
+    with files.lock(store_writing.LOCK):
+      store_writing.require_no_parts(files)
+      store_writing.require_same_plan(files, asked)
+      store_writing.remove_leftovers(files, asked, lambda shard: True)
+      store_writing.write_first(files, asked, used)
+      make("harvest")
+      store_writing.write_last(files, asked, used, config)
+  else:
+    with store_writing.patient_lock(files, store_writing.LOCK, patience_s):
+      store_writing.require_same_plan(files, asked)
+      store_writing.remove_leftovers(files, asked, lambda shard: shard is None)
+      store_writing.write_first(files, asked, used)
+    with files.lock(store_writing.part_lock(number, parts)):
+      store_writing.remove_leftovers(files, asked, lambda shard: shard in mine)
+      make(f"harvest, part {number} of {parts}:")
+    _await_others(files, asked, patience_s, progress)
+    with store_writing.patient_lock(files, store_writing.LOCK, patience_s):
+      store_writing.write_last(files, asked, used, config)
   return Store.open(root)
 
 
 def _write_rows(
-  root: pathlib.Path,
+  files: Folder,
   asked: StorePlan,
-  lm: Any,
-  tokens: np.ndarray,
+  forward: Forward,
+  mine: range,
+  name: str,
   progress: bool,
+  meter: Meter,
 ) -> None:
-  """Computes and writes the shards that are not finished."""
+  """Computes and writes those of the shards `mine` that are not finished."""
+  missing = store_writing.unfinished(files, asked, mine)
+  if not missing:
+    return
+  store_writing.require_space(files, asked, missing)
+  anywhere = {shard for lacking in missing.values() for shard in lacking}
+  count = lambda which: sum(asked.shard_rows(shard) for shard in which)
   with contextlib.ExitStack() as stack:
-    writers = {
-      site: stack.enter_context(shard_writing.SiteWriter(root, asked, site))
-      for site, _ in asked.sites
-    }
-    missing = {shard for w in writers.values() for shard in w.missing}
-    store_writing.require_space(root, asked, writers)
-    done = asked.rows - sum(asked.shard_rows(shard) for shard in missing)
     bar = stack.enter_context(
       tqdm.tqdm(
-        total=asked.rows,
-        initial=done,
-        desc=f"harvest {', '.join(writers)}",
+        total=count(mine),
+        initial=count(mine) - count(anywhere),
+        desc=f"{name} {', '.join(missing)}",
         unit=" rows",
         unit_scale=True,
-        disable=not progress or not missing,
+        disable=not progress,
       )
     )
-    # One thread writes while the next batch computes. It is left before the
-    # writers are, so that they see its exception.
-    pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-    pending = None
-    forward = Forward(lm, asked, tokens)
-    for job in _jobs(asked, forward.row_starts, missing):
-      acts = forward.dispatch(job.first)
-      if pending is not None:
-        bar.update(pending.result())
-      pending = pool.submit(_write_batch, forward, job, acts, writers)
-    if pending is not None:
-      bar.update(pending.result())
+    # Each site's rows have a thread. They are left before the writers are, so
+    # that a writer sees its thread's exception.
+    writers = {
+      site: stack.enter_context(SiteWriter(files, asked, site, lacking))
+      for site, lacking in missing.items()
+    }
+    threads = {
+      site: stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+      for site in missing
+    }
+    pending: collections.deque[_Batch] = collections.deque()
+
+    def finish_oldest() -> None:
+      done = pending.popleft()
+      with meter.waiting("language model"):
+        jax.block_until_ready(done.acts)
+      with meter.waiting("disk"):
+        size = sum(future.result() for future in done.written)
+      meter.add(done.rows, size)
+      bar.update(done.rows)
+
+    try:
+      for first, new_rows in _batches(asked, forward.row_starts, anywhere):
+        acts = forward.dispatch(first)
+        written = [
+          threads[site].submit(_write_batch, forward, first, acts, writer)
+          for site, writer in writers.items()
+        ]
+        pending.append(_Batch(new_rows, acts, written))
+        while len(pending) > _AHEAD:
+          finish_oldest()
+      while pending:
+        finish_oldest()
+    except BaseException:
+      for batch in pending:
+        for future in batch.written:
+          future.cancel()
+      raise
+  if progress:
+    print(f"{name} {throughput.rate(meter.total())}", file=sys.stderr)
 
 
-class _Job(NamedTuple):
-  """A batch of windows from `first` on, whose rows begin at `start`."""
+class _Batch(NamedTuple):
+  """A batch on its way: new rows in it, activations, futures of its writing."""
 
-  first: int
-  start: int
-  new_rows: int  # of them, in shards that are missing
+  rows: int
+  acts: dict[str, jax.Array]
+  written: list[concurrent.futures.Future]
 
 
-def _jobs(
+def _batches(
   asked: StorePlan, starts: np.ndarray, missing: set[int]
-) -> Iterator[_Job]:
-  """The batches with rows in missing shards, in order."""
+) -> Iterator[tuple[int, int]]:
+  """(first window, rows in missing shards) of the batches that have any."""
   size = asked.rows_per_shard
   for first in range(0, asked.windows, asked.batch):
     stop = min(first + asked.batch, asked.windows)
@@ -233,16 +303,42 @@ def _jobs(
       if shard in missing
     )
     if new_rows:
-      yield _Job(first, start, new_rows)
+      yield first, new_rows
 
 
 def _write_batch(
-  forward: Forward,
-  job: _Job,
-  acts: dict[str, jax.Array],
-  writers: dict[str, shard_writing.SiteWriter],
+  forward: Forward, first: int, acts: dict[str, jax.Array], writer: SiteWriter
 ) -> int:
-  """Waits for a batch, checks and writes its rows; returns the new ones."""
-  for site, writer in writers.items():
-    writer.write(job.start, forward.collect(job.first, acts, site))
-  return job.new_rows
+  """Waits for a batch, checks and writes a site's rows; returns their bytes."""
+  rows = forward.collect(first, acts, writer.site)
+  writer.write(int(forward.row_starts[first]), rows)
+  return rows.nbytes
+
+
+def _await_others(
+  files: Folder, asked: StorePlan, patience_s: float, progress: bool
+) -> None:
+  """Waits until all shards of all parts are finished."""
+  total = asked.shards * len(asked.sites)
+  last, pause = time.monotonic(), 0.2
+  with tqdm.tqdm(
+    total=total,
+    desc="harvest: waiting for other parts",
+    unit=" shards",
+    disable=not progress,
+  ) as bar:
+    while missing := store_writing.unfinished(files, asked):
+      done = total - sum(map(len, missing.values()))
+      if done > bar.n:
+        bar.update(done - bar.n)
+        last = time.monotonic()
+      if time.monotonic() - last > patience_s:
+        site, lacking = next(iter(missing.items()))
+        raise TimeoutError(
+          f"{files.root}: no other part has finished a shard for"
+          f" {patience_s:,.0f} s; {total - done} of {total} are missing, such as"
+          f" shards {lacking[0]}..{lacking[-1]} of {site}. Start the parts that"
+          " ended again (or run without parts, which makes what is missing)"
+        )
+      time.sleep(pause)
+      pause = min(pause * 1.5, 5.0)

@@ -5,14 +5,16 @@ Letters: D width of the site.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
-import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data import shards
+from gemmascope_jax.data.files import Folder
 from gemmascope_jax.data.store_plan import StorePlan
 
 _SUM_ROWS = 128  # summed at once: few enough to stay in the CPU's cache
@@ -23,38 +25,42 @@ class SiteWriter:
 
   A context manager. Rows are written as they come, so memory does not grow
   with the shard; a shard appears under its name when its last row is written.
+  Getting it safely onto the disk, or sending it away, takes long: another
+  thread does that while the next shard is written.
+
+  Attributes:
+    site: name of the site.
   """
 
-  def __init__(self, root: pathlib.Path, plan: StorePlan, site: str):
-    self._root, self._plan, self._site = root, plan, site
-    self._width = dict(plan.sites)[site]
-    self.missing = [
-      shard
-      for shard in range(plan.shards)
-      if not shards.is_finished(root, site, shard)
-    ]
-    self._todo = set(self.missing)
-    self._stack = contextlib.ExitStack()
-    self._shard: int | None = None
+  def __init__(
+    self, files: Folder, plan: StorePlan, site: str, missing: Collection[int]
+  ):
+    self._files, self._plan, self.site = files, plan, site
+    self._todo = set(missing)
+    self._open_shard: _OpenShard | None = None
+    self._finisher = concurrent.futures.ThreadPoolExecutor(1)
+    self._finishing: concurrent.futures.Future | None = None
 
   def __enter__(self) -> SiteWriter:
     return self
 
-  def __exit__(self, *exception) -> bool | None:
-    # An open shard is dropped, whether or not there was an exception; a full
-    # disk is turned into OutOfDiskError on the way.
-    if exception[0] is None and self._shard is not None:
-      error = RuntimeError(f"{self._site}: shard {self._shard} lacks rows")
-      exception = (RuntimeError, error, None)
-      self._stack.__exit__(*exception)
-      raise error
-    return self._stack.__exit__(*exception)
+  def __exit__(self, kind, error, trace) -> None:
+    with self._finisher:  # which waits for the last shard
+      try:
+        if self._open_shard is not None:
+          lacking, self._open_shard = self._open_shard, None
+          # A full disk becomes OutOfDiskError on the way.
+          lacking.drop(error or RuntimeError("rows are missing"))
+          if error is None:
+            raise RuntimeError(f"{self.site}: shard {lacking.shard} lacks rows")
+      finally:
+        self._wait()
 
   def write(self, start: int, rows: np.ndarray) -> None:
     """Takes rows start..start+n-1 of the site, stored form [n, D].
 
-    Rows of finished shards are passed over. Those of an unfinished shard have
-    to come from its first to its last, without gaps.
+    Rows of shards that it does not wait for are passed over. Those of one that
+    it does have to come from its first to its last, without gaps.
     """
     size = self._plan.rows_per_shard
     while len(rows):
@@ -62,37 +68,62 @@ class SiteWriter:
       part, rows = rows[: size - offset], rows[size - offset :]
       start += len(part)
       if shard in self._todo:
-        if self._shard is None:
-          self._open(shard)
-        if (self._shard, self._written) != (shard, offset):
-          raise RuntimeError(
-            f"{self._site}: row {offset} of shard {shard} came when row"
-            f" {self._written} of shard {self._shard} was due"
-          )
-        self._append(part)
+        self._append(shard, offset, part)
 
-  def _open(self, shard: int) -> None:
-    rows = self._plan.shard_rows(shard)
-    path = shards.shard_path(self._root, self._site, shard)
-    self._file = self._stack.enter_context(artifacts.atomic_write(path))
-    self._shard, self._rows, self._written = shard, rows, 0
-    self._moments = np.zeros((2, self._width), np.float64)
-    self._checks = np.empty(rows, "<u8")
-    self._mark = shards.shard_mark(self._plan, self._site, shard)
-    header = shards.npy_header(
-      shards.stored_dtype(self._plan.dtype), (rows, self._width)
+  def _append(self, shard: int, offset: int, part: np.ndarray) -> None:
+    if self._open_shard is None:
+      self._open_shard = _OpenShard(self._files, self._plan, self.site, shard)
+    opened = self._open_shard
+    if (opened.shard, opened.written) != (shard, offset):
+      raise RuntimeError(
+        f"{self.site}: row {offset} of shard {shard} came when row"
+        f" {opened.written} of shard {opened.shard} was due"
+      )
+    opened.append(part)
+    if opened.is_full:
+      self._wait()  # for the shard before; its error drops this one, too
+      self._todo.remove(shard)
+      self._open_shard = None
+      self._finishing = self._finisher.submit(opened.finish)
+
+  def _wait(self) -> None:
+    if self._finishing is not None:
+      finishing, self._finishing = self._finishing, None
+      finishing.result()
+
+
+class _OpenShard:
+  """One shard while its rows come."""
+
+  def __init__(self, files: Folder, plan: StorePlan, site: str, shard: int):
+    self._files, self._site, self.shard = files, site, shard
+    form = shards.rows_form(plan, site, shard)
+    self._rows, width = form.shape
+    self.written = 0
+    self._moments = np.zeros((2, width), np.float64)
+    self._checks = np.empty(self._rows, "<u8")
+    self._mark = shards.shard_mark(plan, site, shard)
+    self._stack = contextlib.ExitStack()
+    self._file = self._stack.enter_context(
+      files.write(shards.rows_name(site, shard))
     )
-    self._file.write(header)
-    self._digest = hashlib.sha256(header)
+    self._file.write(form.header)
+    self._digest = hashlib.sha256(form.header)
 
-  def _append(self, part: np.ndarray) -> None:
+  @property
+  def is_full(self) -> bool:
+    """Whether the last row was written."""
+    return self.written == self._rows
+
+  def append(self, part: np.ndarray) -> None:
+    """Writes rows [n, D]."""
     part = np.ascontiguousarray(part)
     data = memoryview(part).cast("B")
     self._file.write(data)
     self._digest.update(data)
     for start in range(0, len(part), _SUM_ROWS):
       some = part[start : start + _SUM_ROWS]
-      first = self._written + start
+      first = self.written + start
       self._checks[first : first + len(some)] = (
         shards.row_checks(some) + self._mark
       )
@@ -100,32 +131,46 @@ class SiteWriter:
       self._moments[0] += values.sum(axis=0)
       values *= values
       self._moments[1] += values.sum(axis=0)
-    self._written += len(part)
-    if self._written == self._rows:
-      self._close()
+    self.written += len(part)
 
-  def _close(self) -> None:
-    checks = artifacts.npy_bytes(self._checks)
-    moments = artifacts.npy_bytes(self._moments)
+  def drop(self, error: BaseException) -> None:
+    """Removes what was written, because of an error."""
+    self._stack.__exit__(type(error), error, error.__traceback__)
+
+  def finish(self) -> None:
+    """Lets the full shard appear, and then its sidecar."""
+    try:
+      content = self._sidecar()
+    except BaseException as error:
+      self.drop(error)
+      raise
+    self._stack.close()  # fsync and rename, or upload
+    for name, value in (
+      (shards.checks_name, artifacts.npy_bytes(self._checks)),
+      (shards.moments_name, artifacts.npy_bytes(self._moments)),
+      (shards.sidecar_name, artifacts.json_bytes(content)),
+    ):
+      self._files.write_bytes(name(self._site, self.shard), value)
+
+  def _sidecar(self) -> dict:
     sidecar = {
       "rows": self._rows,
       "bytes": self._file.tell(),
       "sha256": self._digest.hexdigest(),
-      "checks_sha256": hashlib.sha256(checks).hexdigest(),
-      "moments_sha256": hashlib.sha256(moments).hexdigest(),
+      "checks_sha256": _sha256_npy(self._checks),
+      "moments_sha256": _sha256_npy(self._moments),
     }
-    place = (self._root, self._site, self._shard)
-    before = shards.read_sidecar(*place)
-    if before not in (None, sidecar):
+    name = shards.sidecar_name(self._site, self.shard)
+    if self._files.exists(name) and self._files.read_json(name) != sidecar:
+      rows = shards.rows_name(self._site, self.shard)
       raise shards.CorruptStoreError(
-        f"{shards.shard_path(*place)} was made anew, but with other bytes than those"
-        f" that {shards.sidecar_path(*place)} records: other hardware or versions than"
-        " the store was made with. Harvest the whole store again, into another"
-        " folder"
+        f"{self._files.path(rows)} was made anew, but with other bytes than"
+        f" those that {self._files.path(name)} records: other hardware or"
+        " versions than the store was made with. Harvest the whole store"
+        " again, into another folder"
       )
-    self._stack.close()  # fsync and rename
-    artifacts.write_bytes(shards.checks_path(*place), checks)
-    artifacts.write_bytes(shards.moments_path(*place), moments)
-    artifacts.write_json(shards.sidecar_path(*place), sidecar)
-    self._todo.remove(self._shard)
-    self._shard = None
+    return sidecar
+
+
+def _sha256_npy(array: np.ndarray) -> str:
+  return hashlib.sha256(artifacts.npy_bytes(array)).hexdigest()

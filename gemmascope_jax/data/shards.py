@@ -22,43 +22,47 @@ Letters: D width of the site.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import io
-import os
-import pathlib
-from typing import Any
+import math
 
 import ml_dtypes
 import numpy as np
 
-from gemmascope_jax import artifacts
+from gemmascope_jax.data.files import Folder
 from gemmascope_jax.data.store_plan import StorePlan
-
-_CACHED_ROWS = 128  # gathered, then checked while the CPU still caches them
 
 
 class CorruptStoreError(ValueError):
   """A file of a store is missing, truncated or altered; the text names it."""
 
 
-def shard_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
-  """The rows of one shard."""
-  return root / site / f"{shard:05d}.npy"
+def rows_name(site: str, shard: int) -> str:
+  """File of the rows of one shard."""
+  return f"{site}/{shard:05d}.npy"
 
 
-def checks_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
-  """The checks of the rows of one shard."""
-  return root / site / f"{shard:05d}.checks.npy"
+def checks_name(site: str, shard: int) -> str:
+  """File of the checks of the rows of one shard."""
+  return f"{site}/{shard:05d}.checks.npy"
 
 
-def moments_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
-  """The sums over one shard."""
-  return root / site / f"{shard:05d}.moments.npy"
+def moments_name(site: str, shard: int) -> str:
+  """File of the sums over one shard."""
+  return f"{site}/{shard:05d}.moments.npy"
 
 
-def sidecar_path(root: pathlib.Path, site: str, shard: int) -> pathlib.Path:
-  """What a shard is; there only once the shard is finished."""
-  return root / site / f"{shard:05d}.json"
+def sidecar_name(site: str, shard: int) -> str:
+  """File that says what a shard is; there only once the shard is finished."""
+  return f"{site}/{shard:05d}.json"
+
+
+def shard_number(name: str) -> int | None:
+  """The shard that a file, by its name, belongs to; None: to no shard."""
+  digits = name.rpartition("/")[2].partition(".")[0]
+  return int(digits) if digits.isdecimal() else None
 
 
 def stored_dtype(dtype: str) -> np.dtype:
@@ -102,134 +106,94 @@ def shard_mark(plan: StorePlan, site: str, shard: int) -> np.uint64:
   return np.frombuffer(hashlib.sha256(name).digest()[:8], "<u8")[0]
 
 
-def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-  """What a `.npy` file of such an array begins with."""
-  header = io.BytesIO()
-  np.lib.format.write_array_header_1_0(
-    header,
-    {
-      "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-      "fortran_order": False,
-      "shape": shape,
-    },
-  )
-  return header.getvalue()
-
-
-def read_sidecar(
-  root: pathlib.Path, site: str, shard: int
-) -> dict[str, Any] | None:
-  """A finished shard's sidecar, or None. Says nothing about its rows."""
-  path = sidecar_path(root, site, shard)
-  return artifacts.read_json(path) if path.exists() else None
-
-
-def is_finished(root: pathlib.Path, site: str, shard: int) -> bool:
-  """Whether a shard is there in full length (its bytes are not read)."""
-  sidecar = read_sidecar(root, site, shard)
-  if sidecar is None or not moments_path(root, site, shard).exists():
-    return False
-  try:
-    checks_path(root, site, shard).stat()
-    size = shard_path(root, site, shard).stat().st_size
-  except FileNotFoundError:
-    return False
-  return size == sidecar["bytes"]
-
-
-class Shard:
-  """A shard open for reading; safe to share between threads.
+@dataclasses.dataclass(frozen=True)
+class NpyForm:
+  """A `.npy` file, its values apart.
 
   Attributes:
-    path: of its rows.
-    checks_path: of their checks.
+    dtype: of its array.
+    shape: of its array.
   """
 
-  def __init__(
-    self, root: pathlib.Path, plan: StorePlan, site: str, shard: int
-  ):
-    """Memory-maps rows and checks.
+  dtype: np.dtype
+  shape: tuple[int, ...]
 
-    Raises:
-      CorruptStoreError: a file is missing, truncated or of another shape.
-    """
-    rows, width = plan.shard_rows(shard), dict(plan.sites)[site]
-    self.path = shard_path(root, site, shard)
-    self._rows = _map(self.path, stored_dtype(plan.dtype), (rows, width))
-    self.checks_path = checks_path(root, site, shard)
-    self._checks = _map(self.checks_path, np.dtype("<u8"), (rows,))
-    self._mark = shard_mark(plan, site, shard)
+  @functools.cached_property
+  def header(self) -> bytes:
+    """What the file begins with."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+      header,
+      {
+        "descr": np.lib.format.dtype_to_descr(self.dtype),
+        "fortran_order": False,
+        "shape": self.shape,
+      },
+    )
+    return header.getvalue()
 
-  def take(
-    self,
-    offsets: np.ndarray,
-    out: np.ndarray,
-    places: np.ndarray | None = None,
-  ) -> None:
-    """Copies rows, each checked, without holding Python's lock for long.
+  @property
+  def row_bytes(self) -> int:
+    """Bytes of each of the first axis's parts."""
+    return math.prod(self.shape[1:]) * self.dtype.itemsize
 
-    Args:
-      offsets: int64 [n], within the shard.
-      out: [m, D] in stored form; gets the rows.
-      places: int64 [n]: which rows of `out` they are; None: the first n.
+  @property
+  def bytes(self) -> int:
+    """Of the whole file."""
+    return len(self.header) + self.shape[0] * self.row_bytes
 
-    Raises:
-      CorruptStoreError: a row is not what its check says; names it.
-    """
-    if places is not None:
-      scratch = np.empty((_CACHED_ROWS, out.shape[1]), out.dtype)
-    for start in range(0, len(offsets), _CACHED_ROWS):
-      some = offsets[start : start + _CACHED_ROWS]
-      stop = start + len(some)
-      part = out[start:stop] if places is None else scratch[: len(some)]
-      np.take(self._rows, some, axis=0, out=part, mode="clip")
-      wrong = row_checks(part) + self._mark != self._checks[some]
-      if wrong.any():
-        raise wrong_row(self.path, int(some[np.argmax(wrong)]))
-      if places is not None:
-        out[places[start:stop]] = part
+  def span(self, start: int, stop: int) -> tuple[int, int]:
+    """Where in the file rows start..stop-1 begin and end."""
+    first = len(self.header)
+    return first + start * self.row_bytes, first + stop * self.row_bytes
 
 
-def _map(
-  path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]
+def rows_form(plan: StorePlan, site: str, shard: int) -> NpyForm:
+  """What the file of a shard's rows has to be."""
+  shape = (plan.shard_rows(shard), dict(plan.sites)[site])
+  return NpyForm(stored_dtype(plan.dtype), shape)
+
+
+def checks_form(plan: StorePlan, shard: int) -> NpyForm:
+  """What the file of a shard's checks has to be."""
+  return NpyForm(np.dtype("<u8"), (plan.shard_rows(shard),))
+
+
+def finished(files: Folder, plan: StorePlan, site: str) -> set[int]:
+  """Shards of a site that are there in full length (no bytes are read)."""
+  sizes = files.sizes(site)
+  return {
+    shard
+    for shard in range(plan.shards)
+    if sidecar_name(site, shard) in sizes
+    and moments_name(site, shard) in sizes
+    and sizes.get(rows_name(site, shard)) == rows_form(plan, site, shard).bytes
+    and sizes.get(checks_name(site, shard)) == checks_form(plan, shard).bytes
+  }
+
+
+def is_wrong(
+  stored: np.ndarray, checks: np.ndarray, mark: np.uint64
 ) -> np.ndarray:
-  """Memory-maps a `.npy` file that has to hold exactly this."""
-  header = npy_header(dtype, shape)
-  expected = len(header) + dtype.itemsize * int(np.prod(shape))
-  try:
-    with open(path, "rb") as file:
-      found = file.read(len(header))
-      size = os.fstat(file.fileno()).st_size
-      if found == header and size == expected:
-        return np.asarray(np.memmap(file, dtype, "r", len(header), shape))
-  except OSError as error:
-    raise CorruptStoreError(f"{path}: {error}. {remedy(path)}") from error
-  raise CorruptStoreError(
-    f"{path} holds {_what(found, size)}, expected {dtype}{list(shape)} in"
-    f" {expected:,} bytes. {remedy(path)}"
-  )
+  """Which rows are not what their checks say: bool [n].
+
+  Args:
+    stored: rows [n, D] in stored form.
+    checks: uint64 [n], as they are stored.
+    mark: of the shard that the rows should be of.
+  """
+  return row_checks(stored) + mark != checks
 
 
-def _what(start: bytes, size: int) -> str:
-  """What a file that starts so, of so many bytes, claims to be."""
-  file = io.BytesIO(start)
-  try:
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    return f"{dtype}{list(shape)} in {size:,} bytes"
-  except ValueError:
-    return f"no such array in {size:,} bytes"
-
-
-def wrong_row(path: os.PathLike | str, row: int) -> CorruptStoreError:
-  """The error about a row that is not what its check says."""
+def wrong_row(path: str, row: int) -> CorruptStoreError:
+  """The error about a row of a file that is not what its check says."""
   return CorruptStoreError(
     f"{path}: row {row} is not what was written there: its check is wrong."
     f" {remedy(path)}"
   )
 
 
-def remedy(path: os.PathLike | str) -> str:
+def remedy(path: str) -> str:
   """How to get a bad file back."""
   return (
     f"Delete {path} and run the same harvest again: it makes the missing shard"

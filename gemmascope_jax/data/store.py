@@ -7,6 +7,7 @@ A store is a folder:
     tokens.npy        int32 [N, T], documents.npy the same, keys.npy uint64
     row_starts.npy    int64 [N + 1]: rows before each window
     res.5/00000.npy   rows [n, D]; see `shards`
+    res.5/moments.npy float64 [2, D]: sums of rows and of their squares
 
 Row r of every site is the same token: kept positions (the token policy's)
 counted through the windows. Nothing but tokens and policy decides which.
@@ -17,53 +18,33 @@ Letters: N windows, T tokens in a window, D width of a site.
 from __future__ import annotations
 
 import functools
-import itertools
+import hashlib
 import os
-import pathlib
-import resource
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import tqdm
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data import shards
+from gemmascope_jax.data import shards, store_checking
+from gemmascope_jax.data.files import Folder, folder
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
+from gemmascope_jax.data.store_reading import Held, LocalRows, RemoteRows
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 TOKENS, DOCUMENTS = "tokens.npy", "documents.npy"
 KEYS, ROW_STARTS = "keys.npy", "row_starts.npy"
+MOMENTS = "moments.npy"  # in each site's folder
 SIDE_FILES = (TOKENS, DOCUMENTS, KEYS, ROW_STARTS)
-
-
-class Held(Protocol):
-  """Rows that were announced (`hold`); gives them in stored form."""
-
-  def take(
-    self, positions: np.ndarray, out: np.ndarray | None = None
-  ) -> np.ndarray:
-    """Some of the rows, each checked; safe to call from several threads.
-
-    Args:
-      positions: int64 [k], places among the rows that were announced.
-      out: where to put them, [k, D] in stored form; None: a new array.
-
-    Returns:
-      [k, D] in stored form: float32, or uint16 bits of bfloat16.
-
-    Raises:
-      CorruptStoreError: a row is not the one that was written.
-    """
 
 
 class Store:
   """A finished store, open for reading; safe to share between threads.
 
   Attributes:
-    root: its folder.
+    files: its folder.
+    root: that folder's path or URL.
     manifest: the whole of manifest.json.
     plan: what determined its bytes.
     waits_for: what a reader of it waits for.
@@ -71,32 +52,41 @@ class Store:
 
   waits_for = "disk"
 
-  def __init__(self, root: pathlib.Path, manifest: dict[str, Any]):
-    self.root = root
+  def __init__(self, files: Folder, manifest: dict[str, Any]):
+    self.files, self.root = files, files.root
     self.manifest = manifest
-    self.plan = StorePlan.from_dict(manifest, root / MANIFEST)
+    self.plan = StorePlan.from_dict(manifest, files.path(MANIFEST))
     self._moments = functools.cache(self._read_moments)
-    self._shard = functools.lru_cache(maxsize=_most_open())(
-      functools.partial(shards.Shard, root, self.plan)
-    )
+    rows = LocalRows if files.is_local else RemoteRows
+    self._rows = rows(files, self.plan)
 
   @classmethod
   def open(cls, root: str | os.PathLike) -> Store:
     """Opens a finished store.
 
+    Args:
+      root: its folder: a path, or a URL that fsspec knows.
+
     Raises:
       FileNotFoundError: there is none, or its harvest has not finished.
-      ValueError: the manifest is not one, or of a newer format.
+      ValueError: the manifest is not one, or of another format.
     """
-    root = pathlib.Path(root)
-    if not (root / MANIFEST).exists():
-      if (root / PLAN).exists():
+    files = folder(root)
+    try:
+      manifest = files.read_json(MANIFEST)
+    except FileNotFoundError:
+      if files.exists(PLAN):
         raise FileNotFoundError(
           f"{root} holds an unfinished store: run the same harvest again and"
           " it goes on where it stopped"
-        )
-      raise FileNotFoundError(f"{root} holds no store ({MANIFEST} is missing)")
-    return cls(root, artifacts.read_json(root / MANIFEST))
+        ) from None
+      raise FileNotFoundError(
+        f"{root} holds no store ({MANIFEST} is missing)"
+      ) from None
+    except ValueError as error:
+      path = files.path(MANIFEST)
+      raise CorruptStoreError(f"{error}. {shards.remedy(path)}") from error
+    return cls(files, manifest)
 
   @property
   def rows(self) -> int:
@@ -160,14 +150,15 @@ class Store:
     Raises:
       CorruptStoreError: a shard is missing or damaged; names it and the row.
     """
-    rows = self._require_rows(rows)
-    return shards.decode(self._take(site, rows, None))
+    self._require_site(site)
+    return shards.decode(self._rows.take(site, self._require_rows(rows)))
 
   def hold(self, site: str, rows: np.ndarray) -> Held:
     """Announces rows that are wanted soon, in any order.
 
-    The system then reads them from disk in sequence, in the background, into
-    memory that it takes back when it needs it.
+    On this machine, the system then reads them from disk in sequence, in the
+    background, into memory that it takes back when it needs it. From elsewhere
+    they are fetched now, into memory: n x D x the item size.
 
     Args:
       site: name of the site.
@@ -179,45 +170,8 @@ class Store:
     Raises:
       CorruptStoreError: a shard is missing, truncated or no such shard.
     """
-    rows = self._require_rows(rows)
-    self._read_ahead(site, rows)
-    return _LocalHeld(self, site, rows)
-
-  def _take(
-    self, site: str, rows: np.ndarray, out: np.ndarray | None
-  ) -> np.ndarray:
-    """Rows in stored form, [n, D], each checked."""
-    if out is None:
-      dtype = shards.stored_dtype(self.plan.dtype)
-      out = np.empty((len(rows), self.width(site)), dtype)
-    shard, offset = np.divmod(rows, self.plan.rows_per_shard)
-    if len(rows) and (shard == shard[0]).all():
-      self._shard(site, int(shard[0])).take(offset, out)
-      return out
-    order = np.argsort(shard, kind="stable")
-    ends = np.cumsum(np.bincount(shard)) if len(rows) else []
-    for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-      if start < end:
-        places = order[start:end]
-        self._shard(site, number).take(offset[places], out, places)
-    return out
-
-  def _read_ahead(self, site: str, rows: np.ndarray) -> None:
-    size = self.plan.rows_per_shard
-    row_bytes = self.width(site) * shards.stored_dtype(self.plan.dtype).itemsize
-    for shard, runs in _runs(rows, size):
-      opened = self._shard(site, shard)  # or the error that names it
-      if not hasattr(os, "posix_fadvise"):
-        continue
-      for path, item in ((opened.path, row_bytes), (opened.checks_path, 8)):
-        with open(path, "rb") as file:
-          for first, stop in runs:
-            os.posix_fadvise(
-              file.fileno(),
-              first * item,
-              (stop - first) * item,
-              os.POSIX_FADV_WILLNEED,
-            )
+    self._require_site(site)
+    return self._rows.hold(site, self._require_rows(rows))
 
   def _require_rows(self, rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, np.int64)
@@ -263,13 +217,23 @@ class Store:
 
   def _read_moments(self, site: str) -> np.ndarray:
     self._require_site(site)
-    return np.array(self._side(f"{site}/moments.npy"))
+    name = f"{site}/{MOMENTS}"
+    moments = np.array(self._side(name))
+    # Small, and every batch is scaled by it.
+    digest = hashlib.sha256(artifacts.npy_bytes(moments)).hexdigest()
+    if digest != self.manifest["files"][name]:
+      path = self.files.path(name)
+      raise CorruptStoreError(
+        f"{path} has other bytes than the manifest records."
+        f" {shards.remedy(path)}"
+      )
+    return moments
 
   def _side(self, name: str) -> np.ndarray:
-    path = self.root / name
     try:
-      return np.load(path, mmap_mode="r")
+      return self.files.array(name)
     except (OSError, ValueError, EOFError) as error:
+      path = self.files.path(name)
       raise CorruptStoreError(
         f"{path}: {error}. {shards.remedy(path)}"
       ) from error
@@ -300,29 +264,12 @@ class Store:
     Raises:
       CorruptStoreError: names each file that is missing or altered.
     """
-    expected = dict(self.manifest["files"])
-    for site, entry in self.manifest["sites"].items():
-      for shard, digests in enumerate(entry["shards"]):
-        for path_of, key in (
-          (shards.shard_path, "sha256"),
-          (shards.checks_path, "checks_sha256"),
-          (shards.moments_path, "moments_sha256"),
-        ):
-          path = path_of(self.root, site, shard)
-          expected[path.relative_to(self.root).as_posix()] = digests[key]
-    bad = []
-    for name in tqdm.tqdm(
-      expected, desc="verify", unit="file", disable=not progress
-    ):
-      path = self.root / name
-      if not path.exists():
-        bad.append(f"{path} is missing")
-      elif artifacts.sha256_file(path) != expected[name]:
-        bad.append(f"{path} has other bytes than the manifest records")
-    if bad:
+    damage = store_checking.find_damage(self, progress)
+    if damage:
+      text = "; ".join(f"{self.files.path(d.name)} {d.what}" for d in damage)
       raise CorruptStoreError(
-        f"{'; '.join(bad)}. Delete what is bad and run the same harvest again:"
-        " it makes what is missing anew, and only that"
+        f"{text}. Delete what is bad and run the same harvest again: it makes"
+        " what is missing anew, and only that"
       )
 
   def describe(self) -> str:
@@ -349,38 +296,3 @@ class Store:
         f" {float(mean @ mean) / square:.1%} of the mean square norm"
       )
     return "\n".join(lines)
-
-
-class _LocalHeld:
-  """Rows that are gathered from memory maps when they are taken."""
-
-  def __init__(self, store: Store, site: str, rows: np.ndarray):
-    self._store, self._site, self._rows = store, site, rows
-
-  def take(
-    self, positions: np.ndarray, out: np.ndarray | None = None
-  ) -> np.ndarray:
-    """See `Held`."""
-    return self._store._take(self._site, self._rows[positions], out)
-
-
-def _runs(
-  rows: np.ndarray, size: int
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-  """Shards of `size` rows, and the runs [first, stop) wanted within each."""
-  rows = np.unique(rows)
-  cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % size == 0)) + 1
-  bounds = [0, *cuts.tolist(), len(rows)] if len(rows) else [0]
-  found: dict[int, list[tuple[int, int]]] = {}
-  for start, stop in itertools.pairwise(bounds):
-    shard, first = divmod(int(rows[start]), size)
-    found.setdefault(shard, []).append((first, first + stop - start))
-  yield from found.items()
-
-
-def _most_open() -> int:
-  """Shards to keep open: each needs two of the process's descriptors."""
-  limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  if limit == resource.RLIM_INFINITY:
-    return 4096
-  return min(max((limit - 256) // 4, 64), 4096)

@@ -7,6 +7,7 @@ give equal rows; a folder that holds another plan is refused, never mixed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from typing import Any
@@ -57,7 +58,7 @@ class StorePlan:
   window: int
   tokens: str
 
-  @property
+  @functools.cached_property
   def fingerprint(self) -> str:
     """16 hex digits over everything but the label."""
     value = self.to_dict()
@@ -103,7 +104,9 @@ class StorePlan:
     }
 
   @classmethod
-  def from_dict(cls, value: dict[str, Any], where: os.PathLike) -> StorePlan:
+  def from_dict(
+    cls, value: dict[str, Any], where: str | os.PathLike
+  ) -> StorePlan:
     """The inverse of `to_dict`; `where` is named in errors.
 
     Raises:
@@ -142,7 +145,7 @@ class StorePlan:
       },
     )
 
-  def require_same(self, found: StorePlan, where: os.PathLike) -> None:
+  def require_same(self, found: StorePlan, where: str | os.PathLike) -> None:
     """Raises `StoreMismatchError` unless `found` has this plan's bytes."""
     if self.fingerprint == found.fingerprint:
       return

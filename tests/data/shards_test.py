@@ -50,12 +50,12 @@ def test_marks_tell_stores_sites_and_shards_apart(store):
 
 def files(root, site, shard):
   return [
-    path_of(root, site, shard)
-    for path_of in (
-      shards.shard_path,
-      shards.checks_path,
-      shards.moments_path,
-      shards.sidecar_path,
+    root / name_of(site, shard)
+    for name_of in (
+      shards.rows_name,
+      shards.checks_name,
+      shards.moments_name,
+      shards.sidecar_name,
     )
   ]
 
@@ -115,7 +115,10 @@ def test_a_header_that_lies(copy, old, new):
   assert raw.count(old) == 1
   path.write_bytes(raw.replace(old, new))
   for read in reads(copy, 390):
-    with pytest.raises(CorruptStoreError, match=r"expected float32\[128, 12\]"):
+    with pytest.raises(
+      CorruptStoreError,
+      match=r"00003\.npy is not float32\[128, 12\] .* another header",
+    ):
       read()
 
 
