@@ -17,8 +17,10 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from gemmascope_jax.data import texts
+from gemmascope_jax.data.seen import Seen
 
 SPLITS = ("train", "held_out")
 HELD_OUT = 0.05  # share of documents kept for evaluation
@@ -62,7 +64,7 @@ def _split(key: int, held_out: float) -> str:
 
 
 def mix(
-  sources: Sequence[str | tuple[str, Iterable[str]]],
+  sources: Sequence[str | tuple[str, Iterable[str | dict[str, Any]]]],
   split: str = "train",
   *,
   folder: str | os.PathLike | None = None,
@@ -71,14 +73,17 @@ def mix(
   weights: Sequence[float] | None = None,
   piece_characters: int | None = None,
   block_characters: int = BLOCK_CHARACTERS,
+  max_document_bytes: int = texts.MAX_DOCUMENT_BYTES,
 ) -> Iterator[Document]:
   """Documents of one split of several sources, mixed by characters.
 
-  Memory: a block of text for each source, and 8 bytes (as a Python int: about
-  60) for each document seen.
+  Memory: a block of text for each source, and 8 bytes (16 at times) for each
+  document seen; see `seen.Seen`.
 
   Args:
-    sources: names that `texts.read` knows, or pairs (name, texts).
+    sources: names that `texts.read` knows, or pairs (name, rows), where rows is
+      any iterable of texts or of rows with a "text"; see `texts.from_rows`. All
+      are read as they are needed.
     split: "train" or "held_out".
     folder: where packaged sources are installed.
     held_out: share of the documents that are held out.
@@ -89,13 +94,15 @@ def mix(
       there are any, after the split was decided. Long books and speeches then
       mix with the rest instead of filling an evaluation set alone.
     block_characters: how much of a source is read before it is ordered.
+    max_document_bytes: a larger document is refused, before it is read where
+      that can be.
 
   Returns:
     An iterator over documents. Texts of white space only are left out.
 
   Raises:
-    ValueError: an unknown split, weights that don't match, or no text at all
-      (as soon as the first document is asked for).
+    ValueError: an unknown split, weights that don't match, or, as the documents
+      are asked for, no text at all or a document that is too large.
   """
   if split not in SPLITS:
     raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -110,10 +117,15 @@ def mix(
       " each source"
     )
   named = [
-    (source, texts.read(source, folder)) if isinstance(source, str) else source
+    (source, texts.read(source, folder, max_document_bytes))
+    if isinstance(source, str)
+    else (
+      source[0],
+      texts.from_rows(*source, max_document_bytes=max_document_bytes),
+    )
     for source in sources
   ]
-  seen: set[int] = set()
+  seen = Seen()
   streams = [
     _ordered(
       _chosen(name, read, split, held_out, seen),
@@ -133,8 +145,7 @@ def _chosen(name, read, split, held_out, seen) -> Iterator[Document]:
     if not text.strip():
       continue
     key = content_key(text)
-    if _split(key, held_out) == split and key not in seen:
-      seen.add(key)
+    if _split(key, held_out) == split and seen.add(key):
       yield Document(text, name, key)
 
 

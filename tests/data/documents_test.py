@@ -87,6 +87,23 @@ def test_blocks_bound_what_is_read_ahead():
   assert sorted(got[:10], key=lambda t: int(t.split()[1])) != got[:10]
 
 
+def test_sources_may_be_any_rows_up_to_a_size():
+  rows = ({"text": text} for text in texts(20))
+  assert sorted(d.text for d in read("train", [("s", rows)], held_out=0)) == (
+    sorted(texts(20))
+  )
+  with pytest.raises(ValueError, match="s, row 2 is one document of 5 charact"):
+    read("train", [("s", ["abcd", "abcde"])], max_document_bytes=4)
+
+
+def test_files_are_refused_beyond_the_size(tmp_path):
+  (tmp_path / "a.txt").write_text("abcde")
+  source = f"file:{tmp_path}/a.txt"
+  assert len(read("train", [source], held_out=0)) == 1
+  with pytest.raises(ValueError, match="a.txt is one document of 5 bytes"):
+    read("train", [source], held_out=0, max_document_bytes=4)
+
+
 def test_pieces_keep_the_text_and_the_split_of_the_whole():
   book = "\n\n".join(["a paragraph " * n for n in range(1, 30)] + ["x" * 999])
   whole = documents.Document(book, "s", documents.content_key(book))

@@ -2,6 +2,7 @@ import json
 import pathlib
 import re
 
+import datasets
 import pytest
 
 from gemmascope_jax.data import packaged_texts, texts
@@ -103,49 +104,11 @@ def test_unwrap_joins_prose_and_keeps_verse():
   assert unwrapped == f"{joined}\n\n{verse}"
 
 
-def test_files(tmp_path):
-  (tmp_path / "b.txt").write_text("one\n\ndocument", encoding="utf-8")
-  (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n{"text": "y", "n": 1}\n')
-  (tmp_path / "ignored.md").write_text("no")
-  assert list(texts.read(f"file:{tmp_path}/b.txt")) == ["one\n\ndocument"]
-  assert list(texts.read(f"file:{tmp_path}")) == ["x", "y", "one\n\ndocument"]
-
-
-def test_parquet(tmp_path):
-  parquet = pytest.importorskip("pyarrow.parquet")
-  import pyarrow as pa
-
-  path = tmp_path / "a.parquet"
-  parquet.write_table(pa.table({"text": ["x", "y"], "n": [1, 2]}), path)
-  assert list(texts.read(f"file:{path}")) == ["x", "y"]
-  parquet.write_table(pa.table({"body": ["x"]}), path)
-  with pytest.raises(ValueError, match=r"column 'text' \(columns: body\)"):
-    list(texts.read(f"file:{path}"))
-
-
-@pytest.mark.parametrize(
-  "name, content, message",
-  [
-    ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
-    ("a.jsonl", b'{"body": "x"}', r"line 1: no text in column 'text' .*body"),
-    ("a.jsonl", b"[1]", "line 1: no text in column"),
-    ("a.txt", b"ok \xff", r"a.txt is not UTF-8 text \(byte 3\)"),
-    ("a.md", b"x", "expected a folder or a file that ends in .txt"),
-    ("b/a.md", b"x", "no text: the folder holds no file"),
-  ],
-)
-def test_bad_files(tmp_path, name, content, message):
-  path = tmp_path / name
-  path.parent.mkdir(exist_ok=True)
-  path.write_bytes(content)
-  source = path.parent if "/" in name else path
-  with pytest.raises(ValueError, match=message):
-    list(texts.read(f"file:{source}"))
-
-
-def test_missing_file(tmp_path):
-  with pytest.raises(FileNotFoundError, match="no such file or folder"):
-    texts.read(f"file:{tmp_path}/nothing.txt")
+def test_files_are_read_with_the_limit(tmp_path):
+  (tmp_path / "a.txt").write_text("a document")
+  assert list(texts.read(f"file:{tmp_path}")) == ["a document"]
+  with pytest.raises(ValueError, match="a.txt is one document of 10 bytes"):
+    list(texts.read(f"file:{tmp_path}", max_document_bytes=9))
 
 
 @pytest.mark.parametrize("source", ["sotus", "hf:", "hf:a:b:c:d:e"])
@@ -158,3 +121,78 @@ def test_offline_hub_says_so():
   # tests/conftest.py sets HF_HUB_OFFLINE.
   with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):
     texts.read("hf:owner/no-such-data")
+
+
+def test_rows_of_anything_are_read_as_they_are_needed():
+  def rows():
+    yield "a text"
+    yield {"text": "a row", "n": 1}
+    raise AssertionError("read too far")
+
+  read = texts.from_rows("mine", rows())
+  assert [next(read), next(read)] == ["a text", "a row"]
+  assert list(texts.from_rows("mine", [{"body": "b"}], "body")) == ["b"]
+  streamed = datasets.Dataset.from_dict({"text": ["x", "y"]})
+  assert list(texts.from_rows("mine", streamed)) == ["x", "y"]
+  streamed = streamed.to_iterable_dataset()
+  assert list(texts.from_rows("mine", streamed)) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+  "rows, message",
+  [
+    (["a", 3], "mine, row 2: it is of type int; expected a str, or a dict"),
+    ([{"body": "x"}], r"mine, row 1: no text in column 'text' \(columns: body"),
+    (["a", "b" * 11], "mine, row 2 is one document of 11 characters, but max"),
+    ("a text", "mine.*: expected an iterable of texts.*pass a list of it"),
+    ({"train": ["a"]}, "not one dict: pass one of its values"),
+  ],
+)
+def test_bad_rows(rows, message):
+  with pytest.raises(ValueError, match=message):
+    list(texts.from_rows("mine", rows, max_document_bytes=10))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A folder of a saved data set, and one of a set of splits."""
+  rows = datasets.Dataset.from_dict(
+    {"text": [f"text {i}" for i in range(600)], "n": [1] * 600}
+  )
+  rows.save_to_disk(tmp_path / "one")
+  short = datasets.Dataset.from_dict({"body": ["a", "bb"]})
+  splits = datasets.DatasetDict({"train": rows, "test": short})
+  splits.save_to_disk(tmp_path / "splits")
+  return tmp_path
+
+
+def test_saved_data_sets(saved):
+  expected = [f"text {i}" for i in range(600)]
+  assert list(texts.read(f"hf:{saved}/one")) == expected
+  assert list(texts.read(f"hf:{saved}/splits")) == expected
+  assert list(texts.read(f"hf:{saved}/splits::test:body")) == ["a", "bb"]
+
+
+@pytest.mark.parametrize(
+  "source, message",
+  [
+    ("one::test", "no split 'test'; it has train"),
+    ("splits::dev", "no split 'dev'; it has train, test"),
+    ("splits::test", r"no text in column 'text' \(columns: body\)"),
+    ("one:::n", "no text in column 'n': it is of type int64"),
+    ("splits::test:body", "splits::test:body, row 2 is one document of 2 byt"),
+  ],
+)
+def test_bad_saved_data_sets(saved, source, message):
+  with pytest.raises(ValueError, match=message):
+    list(texts.read(f"hf:{saved}/{source}", max_document_bytes=1))
+
+
+def test_a_folder_of_data_files_is_streamed(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  folder = tmp_path / "builder"
+  folder.mkdir()
+  (folder / "train.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
+  (folder / "test.jsonl").write_text('{"text": "z"}\n')
+  assert list(texts.read(f"hf:{folder}")) == ["x", "y"]
+  assert list(texts.read(f"hf:{folder}::test")) == ["z"]

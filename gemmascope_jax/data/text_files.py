@@ -1,0 +1,213 @@
+"""Texts in local files: .txt, .jsonl and .parquet, one document at a time.
+
+A document that is larger than a limit is refused before it is read, so that a
+file that is not what it seems costs an error message, not the machine's memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+COLUMN = "text"
+MAX_DOCUMENT_BYTES = 1 << 30
+_PIECE = 1 << 20  # bytes of a line that are read without looking further
+_BATCH = 64 << 20  # bytes of a Parquet column that are read at a time, about
+_PAGE_HEADER = 1 << 16  # bytes a value may take beyond its own, at most
+
+
+def find(name: str) -> list[pathlib.Path]:
+  """The text files that a path stands for, in the order they are read.
+
+  Args:
+    name: a file, or a folder: all text files in it and below, by path.
+
+  Raises:
+    FileNotFoundError: there is nothing of that name.
+    ValueError: it is no text file, or the folder has none.
+  """
+  path = pathlib.Path(name)
+  if not path.exists():
+    raise FileNotFoundError(
+      f"text source 'file:{name}': there is no such file or folder (from"
+      f" {os.getcwd()})"
+    )
+  suffixes = ", ".join(SUFFIXES)
+  if path.is_dir():
+    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    if not files:
+      raise ValueError(
+        f"text source 'file:{name}': no text: the folder holds no file that"
+        f" ends in {suffixes}"
+      )
+    return files
+  if path.suffix not in SUFFIXES:
+    raise ValueError(
+      f"text source 'file:{name}': expected a folder or a file that ends in"
+      f" {suffixes}"
+    )
+  return [path]
+
+
+def read(path: pathlib.Path, limit: int = MAX_DOCUMENT_BYTES) -> Iterator[str]:
+  """The documents of one file.
+
+  Args:
+    path: a .txt file is one document, a .jsonl file one a line (its field
+      "text"), a .parquet file one a row (its column "text").
+    limit: bytes that a document may have: a .txt file, a line of a .jsonl
+      file, a value of a .parquet file.
+
+  Raises:
+    ValueError: a document is larger (names file, line or row), or the file is
+      not what its name says.
+  """
+  if path.suffix == ".txt":
+    yield _read_txt(path, limit)
+  elif path.suffix == ".jsonl":
+    with open(path, "rb") as file:
+      for number, line in enumerate(_lines(path, file, limit), 1):
+        if line.strip():
+          yield _json_text(path, number, line)
+  else:
+    yield from _parquet_texts(path, limit)
+
+
+def too_large(what: str, size: str, limit: int) -> ValueError:
+  """The error for a document beyond the limit."""
+  return ValueError(
+    f"{what} is one document of {size}, but max_document_bytes is {limit:,}:"
+    " cut it into several documents (lines of a .jsonl file, for one), or allow"
+    " more and have the memory for it"
+  )
+
+
+def of_row(row: dict[str, Any], column: str, where: str) -> str:
+  """The text in a row.
+
+  Raises:
+    ValueError: there is none; names `where` and the columns that there are.
+  """
+  text = row.get(column)
+  if not isinstance(text, str):
+    raise ValueError(
+      f"{where}: no text in column {column!r} (columns: {', '.join(row)})"
+    )
+  return text
+
+
+def of_tables(
+  tables: Iterable[Any], column: str, where: str, limit: int
+) -> Iterator[str]:
+  """The texts in a column of Arrow tables or record batches.
+
+  Their sizes are looked at before any of them becomes a string.
+  """
+  import pyarrow as pa
+  import pyarrow.compute as pc
+
+  row = 0
+  for table in tables:
+    values = table.column(column)
+    if pa.types.is_dictionary(values.type):
+      values = values.cast(values.type.value_type)
+    kinds = (pa.types.is_string, pa.types.is_large_string)
+    if not any(kind(values.type) for kind in kinds):
+      raise ValueError(
+        f"{where}: no text in column {column!r}: it is of type {values.type}"
+      )
+    sizes = pc.binary_length(values)
+    if (pc.max(sizes).as_py() or 0) > limit:
+      number = sizes.to_pylist().index(pc.max(sizes).as_py())
+      what = f"{where}, row {row + number + 1}"
+      raise too_large(what, f"{sizes[number].as_py():,} bytes", limit)
+    for text in values.to_pylist():
+      row += 1
+      yield of_row({column: text}, column, f"{where}, row {row}")
+
+
+def _read_txt(path: pathlib.Path, limit: int) -> str:
+  size = path.stat().st_size
+  if size > limit:
+    raise too_large(str(path), f"{size:,} bytes", limit)
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path} is not UTF-8 text (byte {error.start}): convert it first"
+    ) from error
+
+
+def _lines(path: pathlib.Path, file: BinaryIO, limit: int) -> Iterator[bytes]:
+  """Lines; the end of a long one is looked for before it is read."""
+  number, piece = 0, min(limit, _PIECE) + 1
+  while line := file.readline(piece):
+    number += 1
+    size, part = len(line), line
+    while size <= limit and part and not part.endswith(b"\n"):
+      part = file.readline(piece)
+      size += len(part)
+    if size > limit + part.endswith(b"\n"):
+      what = f"{path}, line {number},"
+      raise too_large(what, f"over {limit:,} bytes", limit)
+    if size > len(line):
+      file.seek(-size, os.SEEK_CUR)
+      line = file.readline()
+    yield line
+
+
+def _json_text(path: pathlib.Path, number: int, line: bytes) -> str:
+  where = f"{path}, line {number}"
+  try:
+    row = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{where}: not UTF-8 text (byte {error.start} of the line): convert it"
+      " first"
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{where}: not JSON: {error}") from error
+  return of_row(row if isinstance(row, dict) else {}, COLUMN, where)
+
+
+def _parquet_texts(path: pathlib.Path, limit: int) -> Iterator[str]:
+  """Row group by row group, so that a large file is never held whole.
+
+  Parquet tells the size of a column in a row group, not that of a value, and
+  has no value over 2 GiB. So that a row group whose mean value is beyond the
+  limit is not read at all, and of another one a single such value is read, but
+  not made a string.
+  """
+  import pyarrow as pa
+  import pyarrow.parquet
+
+  try:
+    file = pyarrow.parquet.ParquetFile(path, buffer_size=8 << 20)
+  except pa.ArrowInvalid as error:
+    raise ValueError(f"{path} can't be read as Parquet: {error}") from error
+  with file:
+    names = file.schema_arrow.names
+    if COLUMN not in names:
+      of_row(dict.fromkeys(names), COLUMN, str(path))
+    yield from of_tables(_batches(path, file, limit), COLUMN, str(path), limit)
+
+
+def _batches(path, file, limit) -> Iterator[Any]:
+  for number in range(file.num_row_groups):
+    group = file.metadata.row_group(number)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    size = sum(
+      column.total_uncompressed_size
+      for column in columns
+      if column.path_in_schema == COLUMN
+    )
+    mean = size // max(1, group.num_rows)
+    if mean > limit + _PAGE_HEADER:
+      what = f"each row of row group {number} of {path}"
+      raise too_large(what, f"{mean:,} bytes on average", limit)
+    rows = max(1, min(1024, _BATCH // max(1, mean)))
+    yield from file.iter_batches(rows, row_groups=[number], columns=[COLUMN])
