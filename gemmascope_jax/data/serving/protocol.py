@@ -224,6 +224,11 @@ def from_flight(error: Exception, address: str) -> Exception | None:
       f"server {address} refused the token: give both sides the same one, in"
       " GEMMASCOPE_SERVER_TOKEN or in a file"
     )
+  if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    return ConnectionError(
+      f"server {address}: nobody trusted has signed its certificate for that"
+      " address; give the file of who did (tls_ca)"
+    )
   info = getattr(error, "extra_info", None)
   if not info:
     return None

@@ -34,7 +34,11 @@ _LIVE = 30.0  # seconds; with patience 0, how long a silent trainer leads
 
 
 class Ended(Exception):
-  """The trainer left or connected anew, or the buffer was closed."""
+  """The trainer left, or the buffer was closed."""
+
+
+class Replaced(Ended):
+  """Another connection has the trainer's name now."""
 
 
 class Batch(NamedTuple):
@@ -155,6 +159,11 @@ class ReadyBatches:
     with self._changed:
       trainer.step = step = self._source.following(trainer.step)
       while True:
+        if trainer.gone and self._trainers.get(trainer.name):
+          raise Replaced(
+            f"another trainer connected as {trainer.name}: give each a name of"
+            " its own"
+          )
         if trainer.gone or self._closed:
           raise Ended
         batch = self._ready.get(step)

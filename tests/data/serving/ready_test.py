@@ -7,7 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from gemmascope_jax.data.serving.ready import Batch, Ended, ReadyBatches
+from gemmascope_jax.data.serving.ready import (
+  Batch,
+  Ended,
+  ReadyBatches,
+  Replaced,
+)
 
 ROWS, WIDTH = 10, 4
 BYTES = ROWS * WIDTH * 4
@@ -195,7 +200,7 @@ def test_a_newer_connection_ends_the_older(open_buffer):
   ready = open_buffer(Counted(), 4, 5.0)
   old = ready.attach("a", 0)
   new = ready.attach("a", 3)
-  with pytest.raises(Ended):
+  with pytest.raises(Replaced, match="connected as a: give each"):
     ready.take(old, 1)
   assert ready.take(new, 5).step == 3
 
@@ -207,7 +212,7 @@ def test_a_reading_that_fails_reaches_who_asked_and_no_other(open_buffer):
         raise OSError("step 2 is damaged")
       return super().read(step)
 
-  ready = open_buffer(Damaged(), 4, 5.0)
+  ready = open_buffer(Damaged(), 4, 0.2)
   for name in "ab":
     trainer = ready.attach(name, 0)
     ready.take(trainer, 5), ready.take(trainer, 5)

@@ -1,0 +1,143 @@
+"""A client's line to one server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from gemmascope_jax.data.serving import access, protocol
+
+# A stream that was cut off may raise any of Arrow's errors, not only Flight's.
+_FLIGHT = (flight.FlightError, pa.ArrowException)
+_CALL = 20.0  # seconds for an action
+_KEEPALIVE = 30.0  # seconds without a sign of life from the server's machine
+
+
+class LostConnectionError(ConnectionError):
+  """The server is away, or went away: to be tried again."""
+
+
+class Connection:
+  """Calls to one server; each new attempt is a new connection.
+
+  Attributes:
+    address: such as "grpc://10.0.0.2:8815".
+  """
+
+  def __init__(
+    self,
+    address: str,
+    token: str | None = None,
+    tls_ca: str | os.PathLike | None = None,
+  ):
+    """Connects to nothing yet.
+
+    Args:
+      address: grpc://host:port or grpc+tls://host:port.
+      token: the server's; see `access`.
+      tls_ca: PEM file of who signed the server's certificate; None: the
+        system's authorities.
+
+    Raises:
+      ValueError: no such address.
+    """
+    scheme, _, place = address.partition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("grpc", "grpc+tls") or not host or not port.isdigit():
+      raise ValueError(
+        f"server {address!r}: expected grpc://host:port or grpc+tls://host:port"
+      )
+    self.address = address
+    self._headers = access.headers(token)
+    self._certificates = tls_ca and pathlib.Path(tls_ca).read_bytes()
+    self._lock = threading.Lock()
+    self._reader: flight.FlightStreamReader | None = None
+    self._cancelled = False
+
+  def action(
+    self,
+    name: str,
+    value: dict[str, Any] | None = None,
+    seconds: float = _CALL,
+  ) -> dict[str, Any]:
+    """Calls an action of the server; its answer, parsed.
+
+    Raises:
+      LostConnectionError: there is no connection, or it broke.
+      PermissionError: the token is wrong.
+      ConnectionError: the server's certificate is not to be trusted.
+      ValueError, OSError, CorruptStoreError: as the server says.
+    """
+    body = json.dumps(value or {}).encode()
+    with self._client() as client, self._translated():
+      results = client.do_action((name, body), self._options(seconds))
+      answer = [result.body.to_pybytes() for result in results]
+    return protocol.parse(b"".join(answer), f"the answer of {self.address}")
+
+  def read(
+    self, ticket: protocol.Ticket
+  ) -> Iterator[tuple[protocol.Head, slice | np.ndarray, np.ndarray]]:
+    """The messages of a ticket, see `protocol.unpack`; raises as `action`."""
+    with self._client() as client, self._translated():
+      reader = client.do_get(
+        flight.Ticket(ticket.to_bytes()), self._options(None)
+      )
+      with self._lock:
+        self._reader = reader
+        if self._cancelled:
+          reader.cancel()
+      try:
+        while True:
+          try:
+            chunk = reader.read_chunk()
+          except StopIteration:
+            return
+          yield protocol.unpack(chunk.data, chunk.app_metadata)
+      finally:
+        reader.cancel()
+
+  def cancel(self) -> None:
+    """Ends `read`, from any thread."""
+    with self._lock:
+      self._cancelled = True
+      if self._reader is not None:
+        self._reader.cancel()
+
+  @contextlib.contextmanager
+  def _translated(self) -> Iterator[None]:
+    """Turns what the server says into an error of ours."""
+    try:
+      yield
+    except _FLIGHT as error:
+      ours = protocol.from_flight(error, self.address)
+      raise ours or LostConnectionError(_first_line(error)) from error
+
+  def _client(self) -> flight.FlightClient:
+    return flight.FlightClient(
+      self.address,
+      tls_root_certs=self._certificates or None,
+      generic_options=[
+        *protocol.OPTIONS,
+        ("grpc.use_local_subchannel_pool", 1),  # or it waits to reconnect
+        ("grpc.keepalive_time_ms", int(_KEEPALIVE * 1000)),
+        ("grpc.keepalive_timeout_ms", int(_KEEPALIVE * 500)),
+        ("grpc.http2.max_pings_without_data", 0),
+      ],
+    )
+
+  def _options(self, seconds: float | None) -> flight.FlightCallOptions:
+    return flight.FlightCallOptions(timeout=seconds, headers=self._headers)
+
+
+def _first_line(error: Exception) -> str:
+  """What Flight says, without gRPC's context."""
+  return str(error).partition(". gRPC client debug context")[0].split("\n")[0]
