@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data import shards, store_checking
+from gemmascope_jax.data import shards, store_checking, store_summary
 from gemmascope_jax.data.files import Folder, folder
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.shards import CorruptStoreError
@@ -273,26 +273,5 @@ class Store:
       )
 
   def describe(self) -> str:
-    """What the store is, in a few lines for people."""
-    plan = self.plan
-    row_bytes = shards.stored_dtype(plan.dtype).itemsize
-    size = plan.rows * sum(width for _, width in plan.sites) * row_bytes
-    lines = [
-      f"activation store {self.root}",
-      f"  fingerprint  {self.fingerprint}",
-      f"  model        {plan.model} (computed in {plan.compute_dtype})",
-      f"  text         {plan.windows:,} windows of {plan.window} tokens,"
-      f" {len(self.keys):,} documents"
-      f" ({', '.join(self.manifest['sources']) or 'source not named'})",
-      f"  rows         {plan.rows:,} a site, {plan.dtype}, {plan.shards} shards"
-      f" of {plan.rows_per_shard:,}; {size / 2**30:.2f} GiB",
-      f"  token policy {plan.policy.to_dict()}",
-      f"  code         {self.manifest['code']}",
-    ]
-    for site, width in plan.sites:
-      mean, square = self.statistics(site)
-      lines.append(
-        f"  {site:<12} width {width}, C = {square**0.5:.6g}, the mean holds"
-        f" {float(mean @ mean) / square:.1%} of the mean square norm"
-      )
-    return "\n".join(lines)
+    """What the store is, for people."""
+    return store_summary.table(store_summary.summary(self))
