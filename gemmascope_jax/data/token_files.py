@@ -4,7 +4,9 @@ The documents are cut into chunks of a fixed number of characters. A chunk is
 tokenised and packed by itself into files of a work folder. Process p of n makes
 the chunks c with c % n == p; the processes know of each other by these files
 only, and the result depends neither on n nor on who was killed when. A finished
-chunk is never tokenised again: its text is read and hashed, and skipped.
+chunk is never tokenised again: its text is read and hashed, and skipped. On one
+core that ran at 129 million characters a second (18, when they had to be made
+from the packaged files), where tokenising runs at 1.2 million, 250,000 tokens.
 
 Once the finished chunks without a gap hold what was asked for, whoever notices
 joins them into `tokens.npy`, `documents.npy` and `keys.npy`, writes
@@ -260,7 +262,8 @@ class _Work:
         return self._is_whole()
       self._gapless += 1
       self._counts += (chunk.rows, chunk.windows)
-      self._bar.n = int(self._counts[0 if self._budget.rows else 1])
+      by_windows = self._budget.windows and not self._budget.rows
+      self._bar.n = int(self._counts[1 if by_windows else 0])
       self._bar.refresh()
     return True
 

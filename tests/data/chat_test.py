@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_gemma import ByteTokenizer, texts
 
-from gemmascope_jax.data import packing
+from gemmascope_jax.data import packing, token_files
 from gemmascope_jax.data.chat import PREFIX, SUFFIX, ChatTemplate
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.gemma.weights import demo, gguf
@@ -83,6 +83,18 @@ def test_everything_counts_but_the_user_prefix_and_the_specials():
   # It is the default policy of `pack` in a chat.
   three = packing.pack(texts(5), TOKENIZER, 64, chat=CHAT, rows=rows)
   assert len(three.tokens) == 3
+
+
+def test_token_files_hold_the_same_windows(tmp_path):
+  options = dict(chat=CHAT, rows=100)
+  expected = packing.pack(texts(9), TOKENIZER, 64, **options)
+  make = lambda **options: token_files.make(
+    tmp_path, lambda: texts(9), TOKENIZER, 64, key={}, progress=False, **options
+  )
+  assert make(**options).fingerprint == expected.fingerprint
+  assert make(**options).fingerprint == expected.fingerprint
+  with pytest.raises(token_files.TokensMismatchError, match="its chat is"):
+    make(rows=100)
 
 
 def check_markup_is_text(tokenizer):

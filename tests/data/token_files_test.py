@@ -234,6 +234,16 @@ def test_a_process_that_does_not_come_is_waited_for_and_named(whole, tmp_path):
   assert content(tmp_path) == content(whole[0])
 
 
+def test_a_text_without_budget_is_shared_to_its_end(tmp_path):
+  options = dict(rows=None, timeout_s=0)
+  with pytest.raises(TimeoutError, match="waited 0 s for chunk 1 of process 1"):
+    make(tmp_path / "shared", part=(0, 2), **options)
+  found = make(tmp_path / "shared", part=(1, 2), **options)
+  assert_same(found, make(tmp_path / "alone", rows=None))
+  assert_same(make(tmp_path / "shared", part=(0, 2), **options), found)
+  assert len(found.keys) == len(list(mixed()))
+
+
 def test_text_that_changed_meanwhile_is_refused(tmp_path):
   stop_after_two_chunks(tmp_path)
   options = dict(key={"sources": "made up"}, rows=1500, chunk_characters=300)
