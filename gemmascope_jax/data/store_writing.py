@@ -58,10 +58,11 @@ def require_same_plan(root: str | os.PathLike | Folder, asked: StorePlan):
       plan = StorePlan.from_dict(files.read_json(name), files.path(name))
       asked.require_same(plan, files.root)
       return
+  own = (LOCK, _PART_LOCKS, _LEFTOVERS)
   foreign = [
     name
     for name in files.entries()
-    if name != LOCK and not name.endswith(_LEFTOVERS[1:])
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in own)
   ]
   if foreign:
     raise ValueError(

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from gemmascope_jax.data.shards import CorruptStoreError, decode, encode
 from gemmascope_jax.data.store import Store
 from gemmascope_jax.data.store_plan import StoreMismatchError
 from gemmascope_jax.data.store_writing import LOCK
+from gemmascope_jax.throughput import Meter
 
 SCRIPT = pathlib.Path(__file__).with_name("harvest_and_die.py")
 
@@ -234,6 +236,43 @@ def test_out_of_disk_loses_nothing(lm, store, tmp_path, monkeypatch):
   assert done == {path: path.stat().st_mtime_ns for path in done}
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 128 KiB, and a function that makes it larger."""
+  path = tmp_path / "disk"
+  path.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o"]
+  if subprocess.run(
+    [*mount, "size=128k", "none", str(path)], capture_output=True
+  ).returncode:
+    pytest.skip("only root may mount a small disk")
+  yield (
+    path,
+    lambda: subprocess.run(
+      [*mount, "remount,size=4m", "none", str(path)], check=True
+    ),
+  )
+  subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_disk_that_fills_up_loses_nothing(lm, store, small_disk, monkeypatch):
+  root, enlarge = small_disk[0] / "s", small_disk[1]
+  plenty = shutil.disk_usage(root.parent)._replace(free=10**12)
+  with monkeypatch.context() as patch:  # others fill it while we write
+    patch.setattr(shutil, "disk_usage", lambda _: plenty)
+    with pytest.raises(artifacts.OutOfDiskError, match="run the same command"):
+      run(lm, root)
+  done = {path: path.stat().st_mtime_ns for path in root.rglob("0*.json")}
+  assert done and not list(root.rglob("*.incomplete"))
+  assert not (root / LOCK).exists()
+  with pytest.raises(FileNotFoundError, match="holds an unfinished store"):
+    Store.open(root)
+  enlarge()
+  run(lm, root).verify()
+  assert contents(root) == contents(store.root)
+  assert done == {path: path.stat().st_mtime_ns for path in done}
+
+
 def test_too_small_a_disk_is_refused_beforehand(lm, tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=99))
@@ -342,8 +381,13 @@ def test_tokens_of_another_vocabulary(lm, tmp_path):
 
 
 def test_progress_bar(lm, tmp_path, capfd):
-  run(lm, tmp_path / "s", sites=("res.0",), progress=True)
+  meter = Meter()
+  run(lm, tmp_path / "s", sites=("res.0",), progress=True, meter=meter)
   shown = capfd.readouterr().err
+  assert re.search(r"rows/s, .*iB/s, waiting for language model \d+%", shown)
+  total = meter.total()
+  assert (total["rows"], total["bytes"]) == (900, 900 * 12 * 4)
+  assert set(total["waited"]) == {"language model", "disk"}
   assert "harvest res.0: 100%" in shown and "rows/s" in shown
   run(lm, tmp_path / "t", sites=("res.0",), progress=False)
   assert not capfd.readouterr().err
