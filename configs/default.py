@@ -32,6 +32,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.packed = True  # join documents by a blank line
   config.data.held_out = 0.05  # share of documents never trained on
   config.data.piece_characters = 0  # cut longer documents there; 0: never
+  # Documents as the user's turn of a chat, whose prefix is never trained on:
+  # for instruction-tuned models (GS 4.5).
+  config.data.chat = False
+  # Where training gets activations from: "": the store that harvest left below
+  # workdir; the path or URL of a store; "grpc://HOST:PORT,..." (or grpc+tls):
+  # servers of one (experiments.serve); "live": the model itself, nothing stored.
+  config.data.source = ""
+  config.data.source_timeout = 300.0  # seconds to wait for a lost server
+  config.data.source_ca = ""  # file of the certificate that signed a server's
 
   config.harvest = ml_collections.ConfigDict()
   config.harvest.sites = ("res.12",)
@@ -39,12 +48,21 @@ def get_config() -> ml_collections.ConfigDict:
   config.harvest.rows_per_shard = 1 << 20  # 9 GiB at width 2304 (GS: 10-20)
   config.harvest.batch = 8  # sequences a forward pass
   config.harvest.dtype = "float32"  # on disk (GS 3.3.2)
-  config.harvest.verify = True  # compare checksums before a store is used
+  # Where stores go, one folder each, named by their content: "": below workdir;
+  # else a folder or URL (s3://...) that several runs share.
+  config.harvest.root = ""
+  # Processes that share the work, each started with its own part.
+  config.harvest.parts = 1
+  config.harvest.part = 0
 
   config.train = ml_collections.ConfigDict()
   config.train.site = "res.12"
   config.train.tokens = 4_000_000_000  # GS 3.1: 4B at width 2^14, 8B, 16B
-  config.train.bucket_rows = 1 << 20  # shuffled together (GS 3.1: ~10^6)
+  # "bucket": within buckets of consecutive rows (GS 3.1: ~10^6); "global": over
+  # the whole store without replacement, in blocks of block_rows.
+  config.train.shuffle = "bucket"
+  config.train.bucket_rows = 1 << 20  # shuffled together
+  config.train.block_rows = 256  # 1: a perfect shuffle, in single-row reads
   config.train.log_every = 100  # steps
   config.train.checkpoint_every = 5_000  # steps
   config.train.keep_checkpoints = 2

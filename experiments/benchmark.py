@@ -1,13 +1,14 @@
 """Speed, always as a ratio against a named rival measured in the same run.
 
 python -m experiments.benchmark forward
+python -m experiments.benchmark store
 """
 
 from absl import app
 
-from experiments.benchmarks import forward
+from experiments.benchmarks import forward, store
 
-BENCHMARKS = {"forward": forward.main}
+BENCHMARKS = {"forward": forward.main, "store": store.main}
 
 
 def main(argv) -> None:

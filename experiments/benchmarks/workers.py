@@ -61,7 +61,7 @@ def serve(measure: Callable[[dict[str, Any]], Any]) -> None:
     start = time.perf_counter()
     value = measure(json.loads(line))
     seconds = time.perf_counter() - start
-    answer = {"seconds": seconds, "peak_gib": _peak_gib(), "value": value}
+    answer = {"seconds": seconds, "peak_gib": peak_gib(), "value": value}
     print(_MARK + json.dumps(answer), flush=True)
 
 
@@ -72,9 +72,20 @@ def _reset_peak() -> None:
     pass  # then the peak includes loading, for every rival alike
 
 
-def _peak_gib() -> float:
-  for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-    if line.startswith("VmHWM"):
+def peak_gib(process: int | str = "self") -> float:
+  """A process's largest resident size so far (Linux)."""
+  return _status_gib("VmHWM", process)
+
+
+def anonymous_gib() -> float:
+  """This process's own memory now, without mapped files (Linux)."""
+  return _status_gib("RssAnon", "self")
+
+
+def _status_gib(field: str, process: int | str) -> float:
+  status = pathlib.Path(f"/proc/{process}/status")
+  for line in status.read_text().splitlines():
+    if line.startswith(field):
       return int(line.split()[1]) / 2**20
   return float("nan")
 

@@ -71,16 +71,38 @@ class LocalRows:
       form = shards.rows_form(self._plan, site, 0)
       out = np.empty((len(rows), form.shape[1]), form.dtype)
     shard, offset = np.divmod(rows, self._plan.rows_per_shard)
-    if len(rows) and (shard == shard[0]).all():
-      self._shard(site, int(shard[0])).take(offset, out)
-      return out
-    order = np.argsort(shard, kind="stable")
-    ends = np.cumsum(np.bincount(shard)) if len(rows) else []
-    for number, (start, end) in enumerate(itertools.pairwise([0, *ends])):
-      if start < end:
-        places = order[start:end]
-        self._shard(site, number).take(offset[places], out, places)
+    several = bool(len(rows)) and bool((shard != shard[0]).any())
+    for start in range(0, len(rows), _CACHED_ROWS):
+      stop = start + _CACHED_ROWS
+      self._take(
+        site, shard[start:stop], offset[start:stop], out[start:stop], several
+      )
     return out
+
+  def _take(self, site, shard, offset, out, several: bool) -> None:
+    """A few rows, copied without holding Python's lock for long.
+
+    Where they are of several shards they are gathered shard by shard, and put
+    in order while the CPU still caches them.
+    """
+    order = np.argsort(shard, kind="stable") if several else np.arange(len(out))
+    rows = np.empty_like(out) if several else out
+    expected = np.empty(len(out), np.uint64)
+    cuts = np.flatnonzero(np.diff(shard[order])) + 1
+    for begin, end in itertools.pairwise([0, *cuts.tolist(), len(out)]):
+      number = int(shard[order[begin]])
+      self._shard(site, number).take(
+        offset[order[begin:end]], rows[begin:end], expected[begin:end]
+      )
+    wrong = shards.row_checks(rows) != expected
+    if wrong.any():
+      first = order[int(np.argmax(wrong))]
+      path = self._shard(site, int(shard[first])).path
+      raise shards.wrong_row(path, int(offset[first]))
+    if several:
+      places = np.empty_like(order)
+      places[order] = np.arange(len(order))
+      np.take(rows, places, axis=0, out=out, mode="clip")
 
 
 class _LocalHeld:
@@ -170,7 +192,11 @@ class _RemoteHeld:
 
 
 class _MappedShard:
-  """A shard on this machine, open for reading."""
+  """A shard on this machine, open for reading.
+
+  Attributes:
+    path: of its rows.
+  """
 
   def __init__(
     self, files: LocalFolder, plan: StorePlan, site: str, shard: int
@@ -183,7 +209,7 @@ class _MappedShard:
         plan, shard
       ),
     }
-    self._path = files.path(shards.rows_name(site, shard))
+    self.path = files.path(shards.rows_name(site, shard))
     self._rows, self._checks = (
       _map(path, form) for path, form in self._forms.items()
     )
@@ -206,33 +232,17 @@ class _MappedShard:
           )
 
   def take(
-    self,
-    offsets: np.ndarray,
-    out: np.ndarray,
-    places: np.ndarray | None = None,
+    self, offsets: np.ndarray, rows: np.ndarray, checks: np.ndarray
   ) -> None:
-    """Copies rows, each checked, without holding Python's lock for long.
+    """Copies rows and what their checks should be; compares nothing.
 
     Args:
       offsets: int64 [n], within the shard.
-      out: [m, D] in stored form; gets the rows.
-      places: int64 [n]: which rows of `out` they are; None: the first n.
-
-    Raises:
-      CorruptStoreError: a row is not what its check says; names it.
+      rows: [n, D] in stored form; gets the rows.
+      checks: uint64 [n]; gets what `shards.row_checks(rows)` has to be.
     """
-    if places is not None:
-      scratch = np.empty((_CACHED_ROWS, out.shape[1]), out.dtype)
-    for start in range(0, len(offsets), _CACHED_ROWS):
-      some = offsets[start : start + _CACHED_ROWS]
-      stop = start + len(some)
-      part = out[start:stop] if places is None else scratch[: len(some)]
-      np.take(self._rows, some, axis=0, out=part, mode="clip")
-      wrong = shards.is_wrong(part, self._checks[some], self._mark)
-      if wrong.any():
-        raise shards.wrong_row(self._path, int(some[np.argmax(wrong)]))
-      if places is not None:
-        out[places[start:stop]] = part
+    np.take(self._rows, offsets, axis=0, out=rows, mode="clip")
+    np.subtract(self._checks[offsets], self._mark, out=checks)
 
 
 def _map(path: str, form: shards.NpyForm) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The harvest stage, and the stream that later stages read."""
+"""The harvest stage, and where later stages get activations from."""
 
 from __future__ import annotations
 
@@ -8,107 +8,184 @@ from typing import Any
 from gemmascope_jax import artifacts
 from gemmascope_jax.data import harvest as harvesting
 from gemmascope_jax.data import (
-  packing,
+  live,
   store,
-  store_plan,
   store_writing,
   stream,
+  token_files,
 )
-from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.packing import Windows
+from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.experiment import settings
 from gemmascope_jax.experiment.settings import Config
 
+LIVE = "live"
+SERVERS = ("grpc://", "grpc+tls://")
 _STORE = "store.json"
 
 
 def harvest(config: Config) -> store.Store:
   """Text -> activations on disk.
 
-  Loads only the layers up to the last site.
+  Loads only the layers up to the last site. With `harvest.parts` this process
+  makes its part of the store and waits for the others.
   """
   settings.check(config)
-  key = artifacts.fingerprint(
-    [
-      config.lm.to_dict(),
-      config.data.to_dict(),
-      {k: v for k, v in config.harvest.to_dict().items() if k != "verify"},
-      settings.local_inputs(config),
-    ]
-  )
-  root = _finished_store(config, key)
-  if root is not None:
-    return store.Store.open(root)
-  lm = settings.load_lm(config, tuple(config.harvest.sites))
-  policy = TokenPolicy.of(lm.tokenizer)
-  windows = packing.pack(
-    settings.mixed_documents(config, "train"),
-    lm.tokenizer,
-    config.data.window,
-    policy=policy,
-    rows=config.harvest.rows,
-    packed=config.data.packed,
-  )
+  key = _key(config)
+  found = _finished_store(config, key)
+  if found is not None:
+    return found
+  names = tuple(config.harvest.sites)
+  lm = settings.load_lm(config, names)
+  windows = _windows(config, lm.tokenizer)
+  policy = settings.token_policy(config, lm.tokenizer)
   arguments: dict[str, Any] = {
     "rows": config.harvest.rows,
     "rows_per_shard": config.harvest.rows_per_shard,
     "batch": config.harvest.batch,
     "dtype": config.harvest.dtype,
   }
-  names = tuple(config.harvest.sites)
   plan = harvesting.plan(lm, windows, names, policy, **arguments)
+  parent = config.harvest.root or str(settings.workdir(config) / "store")
+  root = f"{parent.rstrip('/')}/{plan.name}"
   made = harvesting.harvest(
     lm,
     windows,
     names,
-    settings.workdir(config) / "store" / plan.name,
+    root,
     policy,
     config=settings.resolved(config),
+    part=(config.harvest.part, config.harvest.parts),
+    mesh=settings.mesh(config),
     progress=config.progress,
     **arguments,
   )
+  inside = not config.harvest.root
   artifacts.write_json(
     settings.workdir(config) / _STORE,
-    {"key": key, "root": f"store/{plan.name}"},
+    {"key": key, "root": f"store/{plan.name}" if inside else root},
   )
   return made
 
 
-def _finished_store(config: Config, key: str) -> pathlib.Path | None:
+def _key(config: Config) -> str:
+  """Of all settings that decide what the store holds, and where it is."""
+  where = ("part", "parts")
+  return artifacts.fingerprint(
+    [
+      config.lm.to_dict(),
+      settings.text(config),
+      {k: v for k, v in config.harvest.to_dict().items() if k not in where},
+      settings.model_files(config),
+    ]
+  )
+
+
+def _windows(config: Config, tokenizer) -> Windows:
+  """The training text as windows of tokens, on disk, made once."""
+  key = {"text": settings.text(config), "split": "train"}
+  named = artifacts.fingerprint(
+    [key, tokenizer.fingerprint, config.harvest.rows]
+  )
+  return token_files.make(
+    settings.workdir(config) / "tokens" / named,
+    lambda: settings.mixed_documents(config, "train"),
+    tokenizer,
+    config.data.window,
+    key=key,
+    policy=settings.token_policy(config, tokenizer),
+    rows=config.harvest.rows,
+    packed=config.data.packed,
+    chat=settings.chat_template(config, tokenizer),
+    part=(config.harvest.part, config.harvest.parts),
+    progress=config.progress,
+  )
+
+
+def _finished_store(config: Config, key: str) -> store.Store | None:
   """The work directory's store, if it is this one and whole."""
   try:
     found = artifacts.read_json(settings.workdir(config) / _STORE)
-    root = settings.workdir(config) / found["root"]
-    plan = store_plan.StorePlan.from_dict(
-      artifacts.read_json(root / store.PLAN), root
-    )
+    if found["key"] != key:
+      return None
+    opened = store.Store.open(_harvested(config))
   except (FileNotFoundError, KeyError, ValueError):
     return None
-  if found["key"] != key or not store_writing.is_whole(root, plan):
-    return None
-  return root
+  whole = store_writing.is_whole(opened.root, opened.plan)
+  return opened if whole else None
 
 
-def open_stream(config: Config) -> stream.StoreStream:
-  """The training batches, from the store that `harvest` left.
-
-  Raises:
-    FileNotFoundError: there is none; says what to run.
-    CorruptStoreError: a file of it is damaged (unless harvest.verify is off).
-  """
+def _harvested(config: Config) -> str | pathlib.Path:
+  """Where the store is that `harvest` left."""
   pointer = settings.workdir(config) / _STORE
   if not pointer.exists():
     raise FileNotFoundError(
       f"no activations in {config.workdir}: run `python -m"
-      " experiments.harvest` with the same --config first"
+      " experiments.harvest` with the same --config first, or name a source"
+      " (--config.data.source=STORE, grpc://HOST:PORT or live)"
     )
-  root = settings.workdir(config) / artifacts.read_json(pointer)["root"]
-  activations = store.Store.open(root)
-  if config.harvest.verify:
-    activations.verify(progress=config.progress)
+  root = artifacts.read_json(pointer)["root"]
+  return root if "://" in root else settings.workdir(config) / root
+
+
+def open_rows(config: Config) -> store.Store | live.LiveRows:
+  """Activations by number, as evaluation needs them.
+
+  Raises:
+    FileNotFoundError: there is no store; says what to run.
+    ValueError: servers give batches only.
+  """
+  source = config.data.source
+  if source.startswith(SERVERS):
+    raise ValueError(
+      f"data.source is {source}: servers give batches in training's order, but"
+      " evaluation looks rows up; give it the store itself"
+      " (--config.data.source=PATH)"
+    )
+  if source == LIVE:
+    return _live_rows(config)
+  return store.Store.open(source or _harvested(config))
+
+
+def _live_rows(config: Config) -> live.LiveRows:
+  if config.train.shuffle != "bucket":
+    raise ValueError(
+      f"train.shuffle is {config.train.shuffle!r}: a live model computes"
+      " windows one after the other; use 'bucket'"
+    )
+  lm = settings.load_lm(config, (config.train.site,))
+  return live.LiveRows(
+    lm,
+    _windows(config, lm.tokenizer),
+    (config.train.site,),
+    settings.token_policy(config, lm.tokenizer),
+    settings.workdir(config) / LIVE,
+    rows=config.harvest.rows,
+    batch=config.harvest.batch,
+    dtype=config.harvest.dtype,
+    mesh=settings.mesh(config),
+  )
+
+
+def open_stream(config: Config) -> stream.ActivationStream:
+  """The training batches, from wherever `data.source` says.
+
+  Raises:
+    FileNotFoundError: there is no store; says what to run.
+    ConnectionError: no server answers.
+  """
+  if config.data.source.startswith(SERVERS):
+    return ServerStream(
+      config.data.source,
+      config.train.site,
+      config.recipe.batch_size,
+      settings.shuffle(config),
+      tls_ca=config.data.source_ca or None,
+      timeout_s=config.data.source_timeout,
+    )
   return stream.StoreStream(
-    activations,
+    open_rows(config),
     config.train.site,
     config.recipe.batch_size,
-    seed=config.seed,
-    bucket_rows=config.train.bucket_rows,
+    settings.shuffle(config),
   )

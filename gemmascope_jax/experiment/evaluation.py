@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from gemmascope_jax import artifacts, sae, training
-from gemmascope_jax.data import packing, store, texts
+from gemmascope_jax.data import live, packing, store, stream, texts
 from gemmascope_jax.experiment import activations, members, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
@@ -26,20 +26,24 @@ def evaluate(config: Config) -> dict[str, Any]:
   settings.check(config)
   workdir, site = settings.workdir(config), config.train.site
   folders = members.finished_members(config)
-  batches = activations.open_stream(config)
+  rows_store = activations.open_rows(config)
   training.require_run(
-    workdir / "train", batches, settings.recipes(config), config.seed
+    workdir / "train",
+    stream.StoreStream(
+      rows_store, site, config.recipe.batch_size, settings.shuffle(config)
+    ),
+    settings.recipes(config),
+    config.seed,
   )
-  rows_store = batches.store
   key = artifacts.fingerprint(
     [
       [artifacts.sha256_file(f / gemma_scope.ARRAYS) for f in folders],
       rows_store.fingerprint,
       site,
       config.lm.to_dict(),
-      config.data.to_dict(),
+      settings.text(config),
       config.evaluate.to_dict(),
-      settings.local_inputs(config),
+      settings.model_files(config),
       artifacts.code_version(),
     ]
   )
@@ -110,7 +114,7 @@ def evaluate(config: Config) -> dict[str, Any]:
   return result
 
 
-def _held_out(config: Config, lm, rows_store: store.Store):
+def _held_out(config: Config, lm, rows_store: store.Store | live.LiveRows):
   """Held-out sequences, int32 [S, T], none from a document trained on."""
   stride = config.evaluate.stride
   windows = packing.pack(
@@ -119,6 +123,7 @@ def _held_out(config: Config, lm, rows_store: store.Store):
     config.data.window,
     windows=config.evaluate.sequences * stride,
     packed=config.data.packed,
+    chat=settings.chat_template(config, lm.tokenizer),
   )
   shared = np.isin(windows.keys, rows_store.keys).sum()
   if shared:

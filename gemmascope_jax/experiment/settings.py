@@ -11,7 +11,10 @@ import ml_collections
 from jax.sharding import Mesh
 
 from gemmascope_jax import gemma, parallel
-from gemmascope_jax.data import documents
+from gemmascope_jax.data import documents, packing
+from gemmascope_jax.data.chat import ChatTemplate
+from gemmascope_jax.data.order import Shuffle
+from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.gemma.load import open_source
 from gemmascope_jax.sae.config import Recipe
@@ -42,7 +45,7 @@ def check(config: Config) -> None:
     ("train", ("tokens", "log_every", "checkpoint_every", "keep_checkpoints")),
     ("evaluate", ("sequences", "stride", "batch", "latents", "contexts")),
     ("evaluate", ("pca_components", "context_rows")),
-    ("harvest", ("rows", "rows_per_shard", "batch")),
+    ("harvest", ("rows", "rows_per_shard", "batch", "parts")),
     ("mesh", ("data", "model")),
   ):
     for name in names:
@@ -50,6 +53,12 @@ def check(config: Config) -> None:
         raise ValueError(
           f"{section}.{name} is {config[section][name]}; expected at least 1"
         )
+  if not 0 <= config.harvest.part < config.harvest.parts:
+    raise ValueError(
+      f"harvest.part is {config.harvest.part}; expected"
+      f" 0..{config.harvest.parts - 1}, one of harvest.parts"
+    )
+  shuffle(config)
 
 
 def workdir(config: Config) -> pathlib.Path:
@@ -60,6 +69,8 @@ def workdir(config: Config) -> pathlib.Path:
 def resolved(config: Config) -> dict[str, Any]:
   """The config as plain JSON; where it is run and how it looks left out."""
   values = json.loads(config.to_json_best_effort())
+  for name in ("part", "parts"):
+    del values["harvest"][name]
   return {k: v for k, v in values.items() if k not in ("workdir", "progress")}
 
 
@@ -101,6 +112,34 @@ def sources(config: Config) -> tuple[str, ...]:
   return (named,) if isinstance(named, str) else tuple(named)
 
 
+def text(config: Config) -> dict[str, Any]:
+  """What determines the text, as plain JSON; not where activations are."""
+  values = config.data.to_dict()
+  for name in ("source", "source_timeout", "source_ca"):
+    del values[name]
+  return values | {"files": [_files(name) for name in sources(config)]}
+
+
+def shuffle(config: Config) -> Shuffle:
+  """The order in which training sees rows."""
+  return Shuffle(
+    seed=config.seed,
+    kind=config.train.shuffle,
+    bucket_rows=config.train.bucket_rows,
+    block_rows=config.train.block_rows,
+  )
+
+
+def chat_template(config: Config, tokenizer) -> ChatTemplate | None:
+  """The markup around documents, if there is to be one."""
+  return ChatTemplate.of(tokenizer) if config.data.chat else None
+
+
+def token_policy(config: Config, tokenizer) -> TokenPolicy:
+  """Which positions are trained on, spliced and counted."""
+  return packing.default_policy(tokenizer, chat_template(config, tokenizer))
+
+
 def mixed_documents(config: Config, split: str):
   """Documents of a split, "train" or "held_out", of all sources."""
   return documents.mix(
@@ -112,9 +151,9 @@ def mixed_documents(config: Config, split: str):
   )
 
 
-def local_inputs(config: Config) -> list:
-  """Size and time of local weights and texts: replaced ones are noticed."""
-  return [_files(name) for name in (config.lm.source, *sources(config))]
+def model_files(config: Config) -> list:
+  """Size and time of local weights: replaced ones are noticed."""
+  return _files(config.lm.source)
 
 
 def _files(source: str) -> list:

@@ -97,8 +97,14 @@ def run(
   """
   baselines = baselines or Baselines()
   store.require_model(lm)
-  policy = TokenPolicy.of(lm.tokenizer)
-  policy.require_same(store.policy, "this evaluation", "the store")
+  # A store of chats excludes their prefix as well; BOS, EOS and padding have to
+  # be the tokenizer's.
+  policy = store.policy
+  TokenPolicy.of(lm.tokenizer).require_same(
+    dataclasses.replace(policy, excluded_sequences=()),
+    "this evaluation",
+    "the store",
+  )
   tokens = sparsity_fidelity.check_tokens(lm, tokens)
   for sae in [*saes.values(), *untrained]:
     sparsity_fidelity.check_sae(lm, site, sae, policy)
