@@ -23,7 +23,11 @@ FILES = {"key.json", "tokens.npy", "documents.npy", "keys.npy", "windows.json"}
 
 def content(folder):
   assert {path.name for path in folder.iterdir()} == FILES
-  return {name: (folder / name).read_bytes() for name in FILES}
+  found = {name: (folder / name).read_bytes() for name in FILES}
+  # The checkout may change while the tests run.
+  version = json.loads(found["windows.json"])["code_version"]
+  found["windows.json"] = found["windows.json"].replace(version.encode(), b"")
+  return found
 
 
 def processes(*jobs):
