@@ -5,7 +5,8 @@
 On a tiny random Gemma. One run of harvest, serve and train is left alone. Then
 the same commands run again elsewhere, are killed with SIGKILL at random
 moments and started again, `kills` times for harvest and as often for server and
-trainer together. Every file of the store and of the SAEs has to be the same.
+trainer together. Every file of the store and of the SAEs has to be the same,
+so don't commit meanwhile: files name the code's version.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -41,7 +43,7 @@ def prepare(folder: pathlib.Path) -> dict[str, str]:
   tiny_files.write_hf(model, tensors)
   rng = np.random.default_rng(0)
   lines = [
-    " ".join(f"w{i}" for i in rng.zipf(1.3, 40) % 300 + 4) for _ in range(1500)
+    " ".join(f"w{i}" for i in rng.zipf(1.3, 40) % 300 + 4) for _ in range(6000)
   ]
   text = folder / "text.jsonl"
   text.write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
@@ -50,8 +52,8 @@ def prepare(folder: pathlib.Path) -> dict[str, str]:
     "data.sources": f'("file:{text}",)',
     "data.window": "16",
     "harvest.sites": '("res.1","mlp.0")',
-    "harvest.rows": "16000",
-    "harvest.rows_per_shard": "1000",
+    "harvest.rows": "64000",
+    "harvest.rows_per_shard": "2000",
     "train.site": "res.1",
     "train.tokens": "19200",
     "train.checkpoint_every": "20",
@@ -157,61 +159,81 @@ def _kill(process: subprocess.Popen) -> bool:
 
 
 def harvest_with_kills(run: Run, kills: int, seconds: float, rng) -> int:
-  """Kills as often as asked; returns how many were of a live process."""
+  """Kills at most so often, until it is done; returns how often it was hit."""
   hits = 0
-  for _ in range(kills):
+  while hits < kills:
     process = run.start("harvest")
     time.sleep(rng.uniform(0.2, 1.0) * seconds)
-    hits += _kill(process)
+    if not _kill(process):
+      break  # it had ended by itself
+    hits += 1
   run.finish("harvest")
   return hits
 
 
 def train_with_kills(run: Run, kills: int, seconds: float, rng) -> int:
-  """Kills the trainer, a server, or both, again and again."""
+  """Kills the trainer, a server, or all of them, until training is done."""
   hits = 0
   with run.servers() as servers:
     trainer = run.start("train")
-    for _ in range(kills):
+    while hits < kills:
       time.sleep(rng.uniform(0.2, 1.0) * seconds)
+      if trainer.poll() is not None:
+        break
       victims = rng.choice(
         [["train"], *([name] for name in servers), ["train", *servers]]
       )
       for name in victims:
         if name == "train":
-          hits += _kill(trainer)
+          _kill(trainer)
+          trainer = run.start("train")
         else:
-          hits += _kill(servers[name])
+          _kill(servers[name])
           servers[name] = run.start(name)
-      if trainer.poll() is not None:
-        trainer = run.start("train")
+      hits += 1
     trainer.wait(timeout=_PATIENCE_S)
     run.finish("train")
   return hits
 
 
 def survive(folder: pathlib.Path, kills: int, seed: int = 0) -> None:
-  """Compares a run that was killed with one that was not.
+  """Compares runs that were killed with one that was not.
+
+  A run that is done before it was killed often enough is compared, and another
+  one is begun.
 
   Raises:
     AssertionError: a file differs, or is missing.
   """
   rng = random.Random(seed)
   settings = prepare(folder)
-  alone, killed = (Run(folder / name, settings) for name in ("alone", "killed"))
+  alone = Run(folder / "alone", settings)
   harvesting = alone.finish("harvest")
   with alone.servers():
     training = alone.finish("train")
   print(f"alone: harvest {harvesting:.1f} s, train {training:.1f} s")
-  hits = harvest_with_kills(killed, kills, harvesting, rng)
-  print(f"harvest: {hits} of {kills} kills hit a running process", flush=True)
-  hits = train_with_kills(killed, kills, training, rng)
-  print(f"serve and train: {hits} kills hit a running process", flush=True)
-  expected, found = alone.hashes(), killed.hashes()
+  expected = alone.hashes()
+  harvest_hits = train_hits = 0
+  for number in itertools.count():
+    killed = Run(folder / f"killed{number}", settings)
+    left = kills - harvest_hits
+    harvest_hits += harvest_with_kills(killed, left, harvesting, rng)
+    left = kills - train_hits
+    train_hits += train_with_kills(killed, left, training, rng)
+    _require_same(expected, killed.hashes())
+    print(
+      f"run {number}: {len(expected)} files, all the same bytes; until now"
+      f" {harvest_hits} kills of harvest, {train_hits} of servers and training",
+      flush=True,
+    )
+    if min(harvest_hits, train_hits) >= kills:
+      return
+
+
+def _require_same(expected: dict[str, str], found: dict[str, str]) -> None:
   assert sorted(expected) == sorted(found), set(expected) ^ set(found)
   differing = [name for name in expected if expected[name] != found[name]]
   assert not differing, f"other bytes: {differing}"
-  print(f"{len(expected)} files, all the same bytes")
 
 
 def main() -> None:

@@ -157,7 +157,8 @@ def model_files(config: Config) -> list:
 
 
 def _files(source: str) -> list:
-  path = pathlib.Path(source.removeprefix("file:")).expanduser()
+  name = source.removeprefix("file:").removeprefix("hf:")
+  path = pathlib.Path(name).expanduser()
   if not path.exists():
     return []
   files = sorted(path.rglob("*")) if path.is_dir() else [path]
