@@ -39,13 +39,14 @@ class SiteWriter:
     self._todo = set(missing)
     self._open_shard: _OpenShard | None = None
     self._finisher = concurrent.futures.ThreadPoolExecutor(1)
+    self._hasher = concurrent.futures.ThreadPoolExecutor(1)
     self._finishing: concurrent.futures.Future | None = None
 
   def __enter__(self) -> SiteWriter:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    with self._finisher:  # which waits for the last shard
+    with self._finisher, self._hasher:  # the first waits for the last shard
       try:
         if self._open_shard is not None:
           lacking, self._open_shard = self._open_shard, None
@@ -79,7 +80,7 @@ class SiteWriter:
         f"{self.site}: row {offset} of shard {shard} came when row"
         f" {opened.written} of shard {opened.shard} was due"
       )
-    opened.append(part)
+    opened.append(part, self._hasher)
     if opened.is_full:
       self._wait()  # for the shard before; its error drops this one, too
       self._todo.remove(shard)
@@ -115,12 +116,14 @@ class _OpenShard:
     """Whether the last row was written."""
     return self.written == self._rows
 
-  def append(self, part: np.ndarray) -> None:
-    """Writes rows [n, D]."""
+  def append(
+    self, part: np.ndarray, hasher: concurrent.futures.Executor
+  ) -> None:
+    """Writes rows [n, D]; SHA-256 is slowest and gets a thread of its own."""
     part = np.ascontiguousarray(part)
     data = memoryview(part).cast("B")
+    hashed = hasher.submit(self._digest.update, data)
     self._file.write(data)
-    self._digest.update(data)
     for start in range(0, len(part), _SUM_ROWS):
       some = part[start : start + _SUM_ROWS]
       first = self.written + start
@@ -131,6 +134,7 @@ class _OpenShard:
       self._moments[0] += values.sum(axis=0)
       values *= values
       self._moments[1] += values.sum(axis=0)
+    hashed.result()
     self.written += len(part)
 
   def drop(self, error: BaseException) -> None:
