@@ -94,6 +94,34 @@ def canonical_json(value: Any) -> str:
   return json.dumps(value, sort_keys=True, default=_jsonable)
 
 
+def differences(found: Any, asked: Any, name: str = "") -> list[str]:
+  """Where two JSON values differ: ["its recipes[0].width is 64, not 96"].
+
+  Args:
+    found: what is there.
+    asked: what should be.
+    name: of the values; empty for the whole.
+  """
+  if isinstance(found, dict) and isinstance(asked, dict):
+    pairs = [
+      (f"{name}.{key}" if name else key, found.get(key), asked.get(key))
+      for key in {**asked, **found}
+    ]
+  elif (
+    isinstance(found, list)
+    and isinstance(asked, list)
+    and len(found) == len(asked)
+  ):
+    pairs = [
+      (f"{name}[{index}]", *pair)
+      for index, pair in enumerate(zip(found, asked, strict=True))
+    ]
+  else:
+    same = found == asked
+    return [] if same else [f"its {name} is {found}, not {asked}"]
+  return [text for at, *pair in pairs for text in differences(*pair, at)]
+
+
 def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON artefact.
 

@@ -308,18 +308,11 @@ def require_run(
   """
   description = _description(stream, recipes, seed)
   found = artifacts.read_json(pathlib.Path(folder) / RUN)
-  differs = [key for key in description if found.get(key) != description[key]]
+  differs = artifacts.differences(found, description)
   if differs:
-    shown = [
-      f"{key} ({found.get(key)}, not {description[key]})"
-      if isinstance(description[key], (str, int))
-      else key
-      for key in differs
-    ]
     raise ValueError(
-      f"{folder} holds another run: its {', '.join(shown)} differ from this"
-      " configuration's. Choose another workdir, or delete that folder to train"
-      " anew"
+      f"{folder} holds another run: {'; '.join(differs)}. Choose another"
+      " workdir, or delete that folder to train anew"
     )
 
 

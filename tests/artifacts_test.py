@@ -82,3 +82,13 @@ def test_fingerprints_depend_on_values_alone():
   assert same == artifacts.sha256_arrays([x.copy()])
   assert same != artifacts.sha256_arrays([x.reshape(2, 3)])
   assert same != artifacts.sha256_arrays([x.astype(np.float32)])
+
+
+def test_differences_name_the_place_and_both_values():
+  found = {"a": 1, "b": {"c": [1, {"d": 2}]}, "e": [1]}
+  asked = {"a": 1, "b": {"c": [1, {"d": 3}]}, "e": [1, 2], "f": None}
+  assert artifacts.differences(found, found) == []
+  assert artifacts.differences(found, asked) == [
+    "its b.c[1].d is 2, not 3",
+    "its e is [1], not [1, 2]",
+  ]

@@ -339,6 +339,7 @@ def identity(
     "weights_hash": plan.weights_hash,
     "tokenizer": plan.tokenizer,
     "tokens": plan.tokens,
+    "dtype": plan.dtype,
     "store": source,
   }
 

@@ -24,7 +24,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -152,21 +152,12 @@ def _require_key(folder: pathlib.Path, asked: dict[str, Any]) -> None:
   except FileNotFoundError:
     artifacts.write_json(folder / KEY, asked)
     return
-  differences = list(_differences(found, asked))
+  differences = artifacts.differences(found, asked)
   if differences:
     raise TokensMismatchError(
       f"{folder} holds other tokens: {'; '.join(differences)}. Use another"
       " folder, or delete this one"
     )
-
-
-def _differences(found: Any, asked: Any, name: str = "") -> Iterator[str]:
-  if isinstance(found, dict) and isinstance(asked, dict):
-    for key in {**asked, **found}:
-      below = f"{name}.{key}" if name else key
-      yield from _differences(found.get(key), asked.get(key), below)
-  elif found != asked:
-    yield f"its {name} is {found}, not {asked}"
 
 
 class _Work:
