@@ -115,7 +115,7 @@ class Store:
 
   @functools.cached_property
   def tokens(self) -> np.ndarray:
-    """int32 [N, T], memory-mapped."""
+    """int32 [N, T], memory-mapped (as a whole in memory from elsewhere)."""
     return self._side(TOKENS)
 
   @functools.cached_property

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from gemmascope_jax.data.store import Store
 
 _THREADS = 4  # hashing keeps one core busy with about 1 GiB/s
+_REQUESTS = 16  # at a time, from elsewhere
 ASIDE = ".bad"
 
 
@@ -58,6 +59,8 @@ def find_damage(store: Store, progress: bool = False) -> list[Damage]:
       damage.append(Damage(name, "says something else than the manifest"))
   names = [name for name in digests if name in sizes]
   threads = min(_THREADS, os.cpu_count() or 1)
+  if not store.files.is_local:
+    threads = _REQUESTS
   with (
     tqdm.tqdm(
       total=sum(sizes[name] for name in names),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import mmap
 import os
 import resource
 from collections.abc import Iterable
@@ -21,6 +22,9 @@ from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store_plan import StorePlan
 
 _CACHED_ROWS = 128  # gathered, then checked while the CPU still caches them
+# Linux reads no more for one call than the device's read-ahead, whose default
+# this is, and passes the rest over in silence.
+_AHEAD_BYTES = 128 << 10
 _REQUEST_BYTES = 8 << 20  # at most, of one request
 
 
@@ -210,7 +214,7 @@ class _MappedShard:
       ),
     }
     self.path = files.path(shards.rows_name(site, shard))
-    self._rows, self._checks = (
+    (self._rows, self._map), (self._checks, _) = (
       _map(path, form) for path, form in self._forms.items()
     )
     self._mark = shards.shard_mark(plan, site, shard)
@@ -227,9 +231,9 @@ class _MappedShard:
       for run in runs:
         for descriptor, form in files:
           first, last = form.span(run.start, run.stop)
-          os.posix_fadvise(
-            descriptor, first, last - first, os.POSIX_FADV_WILLNEED
-          )
+          for begin in range(first, last, _AHEAD_BYTES):
+            size = min(_AHEAD_BYTES, last - begin)
+            os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_WILLNEED)
 
   def take(
     self, offsets: np.ndarray, rows: np.ndarray, checks: np.ndarray
@@ -240,21 +244,30 @@ class _MappedShard:
       offsets: int64 [n], within the shard.
       rows: [n, D] in stored form; gets the rows.
       checks: uint64 [n]; gets what `shards.row_checks(rows)` has to be.
+
+    Raises:
+      CorruptStoreError: the file was cut since it was opened; reading beyond
+        its end would end the process.
     """
+    if self._map.size() < len(self._map):
+      raise CorruptStoreError(
+        f"{self.path} was cut to {self._map.size():,} bytes while it was read."
+        f" {shards.remedy(self.path)}"
+      )
     np.take(self._rows, offsets, axis=0, out=rows, mode="clip")
     np.subtract(self._checks[offsets], self._mark, out=checks)
 
 
-def _map(path: str, form: shards.NpyForm) -> np.ndarray:
+def _map(path: str, form: shards.NpyForm) -> tuple[np.ndarray, mmap.mmap]:
   """Memory-maps a `.npy` file that has to be of exactly this form."""
   try:
     with open(path, "rb") as file:
       found = file.read(len(form.header))
       size = os.fstat(file.fileno()).st_size
       if found == form.header and size == form.bytes:
-        return np.asarray(
-          np.memmap(file, form.dtype, "r", len(found), form.shape)
-        )
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        values = np.frombuffer(mapped, form.dtype, offset=len(found))
+        return values.reshape(form.shape), mapped
   except OSError as error:
     raise CorruptStoreError(
       f"{path}: {error}. {shards.remedy(path)}"

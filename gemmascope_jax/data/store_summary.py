@@ -35,7 +35,7 @@ def summary(store: Store) -> dict[str, Any]:
     "tokenizer": plan.tokenizer,
     "windows": plan.windows,
     "window": plan.window,
-    "documents": len(store.keys),
+    "documents": manifest["documents"],
     "sources": manifest["sources"],
     "rows": plan.rows,
     "dtype": plan.dtype,

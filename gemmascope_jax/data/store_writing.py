@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fnmatch
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data import shards, store
-from gemmascope_jax.data.files import Folder, folder, free_bytes
+from gemmascope_jax.data.files import Folder, concurrently, folder, free_bytes
 from gemmascope_jax.data.forward import row_starts
 from gemmascope_jax.data.lock import LockedError
 from gemmascope_jax.data.packing import Windows
@@ -137,15 +138,19 @@ def patient_lock(files: Folder, name: str, patience_s: float) -> Iterator[None]:
   Raises:
     LockedError: it was not free within `patience_s` seconds.
   """
-  give_up = time.monotonic() + patience_s
+  start, told = time.monotonic(), False
   with contextlib.ExitStack() as stack:
     while True:
       try:
         stack.enter_context(files.lock(name))
         break
-      except LockedError:
-        if time.monotonic() > give_up:
+      except LockedError as error:
+        waited = time.monotonic() - start
+        if waited > patience_s:
           raise
+        if waited > 5 and not told:
+          print(f"harvest waits: {error}", file=sys.stderr)
+          told = True
         time.sleep(0.1)
     yield
 
@@ -214,10 +219,12 @@ def write_last(
       "width": width,
       "mean_square_norm": square,
       "total_variance": square - float(mean @ mean),
-      "shards": [
-        files.read_json(shards.sidecar_name(site, shard))
-        for shard in range(asked.shards)
-      ],
+      "shards": concurrently(
+        lambda shard, site=site: files.read_json(
+          shards.sidecar_name(site, shard)
+        ),
+        range(asked.shards),
+      ),
     }
   if files.exists(store.MANIFEST):
     return
@@ -227,6 +234,7 @@ def write_last(
     "fingerprint": asked.fingerprint,
     "sites": entries,
     "sources": list(used.sources),
+    "documents": len(used.keys),
     "files": {name: files.sha256(name) for name in names},
     "config": config or {},
     "code": artifacts.code_version(),

@@ -10,6 +10,7 @@ import tiny_gemma
 from fsspec.implementations.local import LocalFileSystem
 from tiny_gemma import OPTIONS, POLICY, SITES
 
+from gemmascope_jax import artifacts
 from gemmascope_jax.data.harvest import harvest
 from gemmascope_jax.data.lock import LockedError
 from gemmascope_jax.data.shards import CorruptStoreError
@@ -142,6 +143,17 @@ def test_made_elsewhere_with_the_same_bytes(lm, store, tmp_path):
   (root / "writer.lock").write_text('{"host": "elsewhere", "pid": 5}')
   with pytest.raises(LockedError, match="process 5 on elsewhere"):
     make(lm, url)
+
+
+def test_room_for_what_waits_to_be_sent(lm, tmp_path, monkeypatch):
+  # Two shards of each of three sites: 2 x (128 x (12 + 16 + 12) x 4 + 3 x 128).
+  usage = shutil.disk_usage(tmp_path)
+  room = lambda free: lambda _: usage._replace(free=free)
+  monkeypatch.setattr(shutil, "disk_usage", room(41_727))
+  with pytest.raises(artifacts.OutOfDiskError, match="TMPDIR says which disk"):
+    make(lm, f"memory://{tmp_path.name}")
+  monkeypatch.setattr(shutil, "disk_usage", room(41_728))
+  assert make(lm, f"memory://{tmp_path.name}").rows == 900
 
 
 def test_in_memory(lm, store, tmp_path):

@@ -1,13 +1,21 @@
+import ctypes
 import dataclasses
+import mmap
+import os
 import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
 from tiny_gemma import SITES
 
 from gemmascope_jax.data import shards
+from gemmascope_jax.data.files import folder
+from gemmascope_jax.data.shard_writing import SiteWriter
 from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store import Store
+from gemmascope_jax.data.store_reading import LocalRows
 
 
 def check(row):
@@ -120,6 +128,51 @@ def test_a_header_that_lies(copy, old, new):
       match=r"00003\.npy is not float32\[128, 12\] .* another header",
     ):
       read()
+
+
+def test_a_shard_that_is_cut_while_it_is_open(copy):
+  opened = Store.open(copy)
+  held = opened.hold("res.1", np.arange(900))
+  held.take(np.array([400]))
+  with open(copy / "res.1/00003.npy", "r+b") as file:
+    file.truncate(1000)
+  with pytest.raises(CorruptStoreError, match=r"00003\.npy was cut to 1,000 b"):
+    held.take(np.array([400]))
+
+
+def resident(path):
+  """Share of a file that is in the system's page cache."""
+  with open(path, "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+  values = np.frombuffer(mapped, np.uint8)
+  pages = np.zeros(-(-len(values) // mmap.PAGESIZE), np.uint8)
+  failed = ctypes.CDLL(None).mincore(
+    *(ctypes.c_void_p(values.ctypes.data), ctypes.c_size_t(len(values))),
+    ctypes.c_void_p(pages.ctypes.data),
+  )
+  return None if failed else (pages & 1).mean()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into Linux's cache")
+def test_held_rows_are_read_ahead(store, tmp_path):
+  wide = dataclasses.replace(
+    store.plan, sites=(("res.1", 4096),), rows=2048, rows_per_shard=1 << 20
+  )
+  rows = np.zeros((2048, 4096), np.float32)
+  place = folder(tmp_path)
+  with SiteWriter(place, wide, "res.1", [0]) as writer:
+    writer.write(0, rows)
+  path = tmp_path / "res.1/00000.npy"
+  with open(path, "rb") as file:
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+  if resident(path) != 0:
+    pytest.skip("this file system keeps its files in memory")
+  LocalRows(place, wide).hold("res.1", np.arange(1024))
+  for _ in range(100):
+    if resident(path) > 0.49:
+      break
+    time.sleep(0.05)
+  assert 0.49 < resident(path) < 0.75
 
 
 @pytest.mark.parametrize("shard", [3, 7])
