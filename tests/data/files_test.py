@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from gemmascope_jax.data import files
-from gemmascope_jax.data.files import LocalFolder, RemoteFolder, folder
+from gemmascope_jax.data import files, remote_files
+from gemmascope_jax.data.files import LocalFolder, folder
 from gemmascope_jax.data.lock import LockedError
+from gemmascope_jax.data.remote_files import RemoteFolder
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -108,7 +109,7 @@ class Flaky(MemoryFileSystem):
 
 def test_a_broken_connection_is_tried_again(tmp_path, monkeypatch):
   fsspec.register_implementation("flaky", Flaky, clobber=True)
-  monkeypatch.setattr(files, "_PAUSE_S", 0.01)
+  monkeypatch.setattr(remote_files, "_PAUSE_S", 0.01)
   place = folder(f"flaky://{tmp_path.name}")
   place.write_bytes("x", b"12")
   Flaky.failures = [ConnectionResetError(), TimeoutError()]
@@ -119,7 +120,7 @@ def test_a_broken_connection_is_tried_again(tmp_path, monkeypatch):
   Flaky.failures = [OSError("gone")] * 9
   with pytest.raises(OSError, match="gone"):
     place.read("x")
-  assert len(Flaky.failures) == 9 - files._TRIES
+  assert len(Flaky.failures) == 9 - remote_files._TRIES
   Flaky.failures = []
 
 
