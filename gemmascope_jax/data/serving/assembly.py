@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
-from absl import logging
 
-_REMIND = 60.0  # seconds between notes that a batch is not there
+_LOOK = 1.0  # seconds between looks at what a batch is waiting for
 
 
 class Assembly:
@@ -66,19 +66,21 @@ class Assembly:
         self._changed.notify_all()
       return not self.closed
 
-  def take(self, step: int, owing) -> np.ndarray:
+  def take(
+    self, step: int, while_waiting: Callable[[float], None]
+  ) -> np.ndarray:
     """The batch of a step, float32 [B, D], once it is whole.
 
     Args:
       step: the first step, then one more each time.
-      owing: called to say, in a log, who has not delivered.
+      while_waiting: called about once a second, with the seconds waited.
 
     Raises:
       the error that `fail` was given.
     """
-    with self._changed:
-      since = time.monotonic()
-      while True:
+    start = time.monotonic()
+    while True:
+      with self._changed:
         slot = self._slots.get(step)
         if slot is not None and slot.there.all():
           del self._slots[step]
@@ -87,13 +89,9 @@ class Assembly:
           return slot.rows
         if self._error is not None:
           raise self._error
-        if not self._changed.wait(_REMIND):
-          logging.warning(
-            "step %d: waiting for %s since %.0f s",
-            step,
-            owing(),
-            time.monotonic() - since,
-          )
+        if self._changed.wait(_LOOK):
+          continue
+      while_waiting(time.monotonic() - start)
 
   def fail(self, error: Exception) -> None:
     """Makes `take` raise once what is whole was taken."""

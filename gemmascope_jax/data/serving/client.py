@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import socket
@@ -35,6 +36,7 @@ from gemmascope_jax.data.serving.connection import (
 from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts
+_REMIND = 60  # seconds between notes that a batch does not come
 _GOODBYE = 2.0  # seconds to tell a server
 
 
@@ -176,7 +178,7 @@ class ServerStream:
       follower.start()
     try:
       for step in _steps(start, stop):
-        rows = assembly.take(step, lambda: _owing(followers, step))  # noqa: B023
+        rows = assembly.take(step, functools.partial(_watch, followers, step))
         yield step, rows
         del rows  # so that its memory can be used again
     finally:
@@ -218,9 +220,13 @@ def _steps(start: int, stop: int | None):
   return itertools.count(start) if stop is None else range(start, stop)
 
 
-def _owing(followers: list[_Follower], step: int) -> str:
-  """The servers that have not delivered a step yet."""
-  return ", ".join(f.address for f in followers if f.step <= step)
+def _watch(followers: list[_Follower], step: int, waited: float) -> None:
+  """Looks after servers that a trainer waits for."""
+  for follower in followers:
+    follower.cancel_if_silent()
+  if int(waited) % _REMIND == _REMIND - 1:
+    owing = ", ".join(f.address for f in followers if f.step <= step)
+    logging.warning("step %d: waiting %.0f s for %s", step, waited, owing)
 
 
 def _require_one_store(addresses: list[str], told: list[dict]) -> str:
@@ -283,8 +289,8 @@ class _Patience:
     if left <= 0:
       raise ConnectionError(
         f"server {self._address} is away for {self._timeout:.0f} s ({error}):"
-        " start it again on the same port, or correct its address, and run the"
-        " same command again; nothing is lost"
+        " start it again on the same port, or correct its address (grpc+tls://"
+        " if it encrypts), and run the same command again; nothing is lost"
       ) from error
     pause = min(self._pause, left)
     self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -318,6 +324,10 @@ class _Follower(threading.Thread):
             self._assembly.pause(self._patience.pause(error))
     except Exception as error:  # noqa: BLE001 - raised by who takes batches
       self._assembly.fail(error)
+
+  def cancel_if_silent(self) -> None:
+    """Connects anew if the server's machine went without a word."""
+    self._connection.cancel_if_silent()
 
   def end(self) -> None:
     """Stops reading, and says good-bye if the server listens."""

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from gemmascope_jax.data.serving import access, protocol
 # A stream that was cut off may raise any of Arrow's errors, not only Flight's.
 _FLIGHT = (flight.FlightError, pa.ArrowException)
 _CALL = 20.0  # seconds for an action
-_KEEPALIVE = 30.0  # seconds without a sign of life from the server's machine
+SILENCE = 30.0  # seconds without a message, after which a server is lost
 
 
 class LostConnectionError(ConnectionError):
@@ -62,6 +63,7 @@ class Connection:
     self._lock = threading.Lock()
     self._reader: flight.FlightStreamReader | None = None
     self._cancelled = False
+    self._waiting_since: float | None = None
 
   def action(
     self,
@@ -88,6 +90,8 @@ class Connection:
   ) -> Iterator[tuple[protocol.Head, slice | np.ndarray, np.ndarray]]:
     """The messages of a ticket, see `protocol.unpack`; raises as `action`."""
     with self._client() as client, self._translated():
+      # Unlike the call after it, this one ends where nobody answers.
+      list(client.do_action(("ping", b""), self._options(min(_CALL, SILENCE))))
       reader = client.do_get(
         flight.Ticket(ticket.to_bytes()), self._options(None)
       )
@@ -98,18 +102,28 @@ class Connection:
       try:
         while True:
           try:
+            self._waiting_since = time.monotonic()
             chunk = reader.read_chunk()
           except StopIteration:
             return
+          finally:
+            self._waiting_since = None
           yield protocol.unpack(chunk.data, chunk.app_metadata)
       finally:
         reader.cancel()
 
   def cancel(self) -> None:
-    """Ends `read`, from any thread."""
+    """Ends `read`, now and ever, from any thread."""
     with self._lock:
       self._cancelled = True
       if self._reader is not None:
+        self._reader.cancel()
+
+  def cancel_if_silent(self) -> None:
+    """Makes `read` raise if the server's machine went without a word."""
+    since = self._waiting_since
+    if since is not None and time.monotonic() - since > SILENCE:
+      with self._lock:
         self._reader.cancel()
 
   @contextlib.contextmanager
@@ -128,9 +142,6 @@ class Connection:
       generic_options=[
         *protocol.OPTIONS,
         ("grpc.use_local_subchannel_pool", 1),  # or it waits to reconnect
-        ("grpc.keepalive_time_ms", int(_KEEPALIVE * 1000)),
-        ("grpc.keepalive_timeout_ms", int(_KEEPALIVE * 500)),
-        ("grpc.http2.max_pings_without_data", 0),
       ],
     )
 

@@ -39,6 +39,7 @@ _ERRORS = {
   error.__name__: error
   for error in (CorruptStoreError, StoreMismatchError, ValueError, OSError)
 }
+_UNTRUSTED = ("certificate verify failed", "not in peer certificate")
 _MOST_TEXT = 2000  # gRPC carries an error in headers, which are short
 
 
@@ -224,7 +225,8 @@ def from_flight(error: Exception, address: str) -> Exception | None:
       f"server {address} refused the token: give both sides the same one, in"
       " GEMMASCOPE_SERVER_TOKEN or in a file"
     )
-  if "CERTIFICATE_VERIFY_FAILED" in str(error):
+  text = str(error).lower()
+  if any(words in text for words in _UNTRUSTED):
     return ConnectionError(
       f"server {address}: nobody trusted has signed its certificate for that"
       " address; give the file of who did (tls_ca)"

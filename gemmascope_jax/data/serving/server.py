@@ -29,6 +29,7 @@ from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
 from gemmascope_jax.data.stream import StoreStream
 
 LOCAL = "127.0.0.1"
+_LOCAL = (LOCAL, "localhost", "[::1]")
 _BUCKETS = 3  # kept by a stream: trainers apart need more than two
 _TIDY = 60.0  # seconds without a reader after which a stream is let go
 _ALIVE = 5.0  # seconds without a batch after which a sign of life is sent
@@ -62,6 +63,10 @@ class StoreServer(flight.FlightServerBase):
     address: where clients find it, such as "grpc://127.0.0.1:8815".
     store: the store.
     owned: rows [first, stop) that it serves.
+    buffer_bytes: for ready batches, over all streams.
+    patience: seconds, see `ready`.
+    host: where it listens; is_local: whether only this machine reaches that.
+    has_token, has_tls: whether it asks for a token, and encrypts.
   """
 
   def __init__(
@@ -106,7 +111,9 @@ class StoreServer(flight.FlightServerBase):
       ) from error
     self.address = f"{scheme}://{host}:{self.port}"
     self.store, self.owned = store, owned or (0, store.rows)
-    self._buffer, self._patience = buffer_bytes, patience
+    self.host, self.is_local = host, host in _LOCAL
+    self.has_token, self.has_tls = bool(token), bool(tls)
+    self.buffer_bytes, self.patience = buffer_bytes, patience
     self._lock = threading.Lock()
     self._streams: dict[str, SharedStream] = {}
     self._closing = threading.Event()
@@ -171,7 +178,7 @@ class StoreServer(flight.FlightServerBase):
       ]
     return {
       **counted,
-      "buffer_bytes": self._buffer,
+      "buffer_bytes": self.buffer_bytes,
       "buffer_filled": filled,
       "trainers": trainers,
     }
@@ -182,6 +189,7 @@ class StoreServer(flight.FlightServerBase):
       ("describe", "what is served"),
       ("stats", "how it goes"),
       ("leave", "a trainer's good-bye"),
+      ("ping", "whether the server answers"),
     ]
 
   def do_action(self, context, action):
@@ -193,6 +201,8 @@ class StoreServer(flight.FlightServerBase):
           shared = list(self._streams.values())
         for stream in shared:
           stream.ready.leave(name)
+        return [b"{}"]
+      if action.type == "ping":
         return [b"{}"]
       if action.type not in ("describe", "stats"):
         raise ValueError(f"action {action.type!r}: see list_actions")
@@ -269,25 +279,25 @@ class StoreServer(flight.FlightServerBase):
         f" {asked.stream}: run the same version of gemmascope_jax on both sides"
       )
     size = stream.batch_size * stream.width * stream.dtype.itemsize
-    if 2 * size > self._buffer:
+    if 2 * size > self.buffer_bytes:
       raise ValueError(
-        f"buffer of {self._buffer / 2**30:.3g} GiB: expected at least two"
+        f"buffer of {self.buffer_bytes / 2**30:.3g} GiB: expected at least two"
         f" batches of {size / 2**30:.3g} GiB; start it with more --buffer_gib"
       )
     with self._lock:
       if asked.stream not in self._streams:
         self._streams[asked.stream] = SharedStream(
-          stream, self._capacity, self._patience
+          stream, self._capacity, self.patience
         )
       return self._streams[asked.stream]
 
   def _capacity(self) -> int:
-    return self._buffer // max(1, len(self._streams))
+    return self.buffer_bytes // max(1, len(self._streams))
 
   def _tidy(self) -> None:
     """Lets go of streams that nobody reads any more."""
     while not self._closing.wait(_TIDY):
-      oldest = time.monotonic() - max(self._patience, _TIDY)
+      oldest = time.monotonic() - max(self.patience, _TIDY)
       with self._lock:
         idle = [
           name

@@ -38,7 +38,7 @@ def first(stream, count, **options):
 
 def require_same(found, expected):
   assert len(found) == len(expected)
-  for (step, rows), (other, wanted) in zip(found, expected):
+  for (step, rows), (other, wanted) in zip(found, expected, strict=True):
     assert step == other and rows.dtype == np.float32
     np.testing.assert_array_equal(rows, wanted)
 
@@ -54,9 +54,7 @@ def test_batches_are_those_of_the_store(store, serve, parts, shuffle):
   np.testing.assert_array_equal(remote.batch(29), expected.batch(29))
   part = slice(13, 40)
   require_same(first(remote, 30, part=part), first(expected, 30, part=part))
-  np.testing.assert_array_equal(
-    remote.batch(3, part), expected.batch(3)[part]
-  )
+  np.testing.assert_array_equal(remote.batch(3, part), expected.batch(3)[part])
   assert len(list(remote.iterate(5, 9))) == 4
   assert list(remote.iterate(5, 5)) == []
 

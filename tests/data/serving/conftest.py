@@ -3,13 +3,10 @@
 import pathlib
 import socket
 import subprocess
-import sys
 
 import pytest
 
 from gemmascope_jax.data.serving.server import StoreServer, owned_rows
-
-SERVE = [sys.executable, "-m", "experiments.serve"]
 
 
 @pytest.fixture
