@@ -42,6 +42,7 @@ setuptools.setup(
   install_requires=[
     "absl-py",
     "datasets>=3",
+    "fsspec",
     "flax>=0.12.0",
     "huggingface_hub",
     "jax>=0.10.0",

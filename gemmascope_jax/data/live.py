@@ -27,6 +27,7 @@ from gemmascope_jax.data.forward import Forward
 from gemmascope_jax.data.packing import Windows
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.store_plan import StoreMismatchError
+from gemmascope_jax.data.trace import Origins
 
 STATISTICS_ROWS = 1 << 16
 
@@ -196,11 +197,21 @@ class LiveRows:
     """Rows start..stop-1 of a site, float32 [stop - start, D]."""
     return self.gather(site, np.arange(start, stop))
 
-  def index(self, start: int, stop: int) -> np.ndarray:
-    """Where rows come from: int32 [stop - start, 2], (window, position)."""
-    return trace.locate(
-      self.policy, self.tokens, self._forward.row_starts, start, stop
+  def trace(self, rows: np.ndarray) -> Origins:
+    """Where rows, int64 [n], come from."""
+    return trace.trace(
+      np.asarray(rows, np.int64),
+      self.policy,
+      self._forward.row_starts,
+      self.tokens,
+      self.documents,
+      self.keys,
     )
+
+  def index(self, start: int, stop: int) -> np.ndarray:
+    """Rows start..stop-1: int32 [stop - start, 2], (window, position)."""
+    found = self.trace(np.arange(start, stop))
+    return np.stack([found.windows, found.positions], axis=1)
 
   def require_model(self, lm: Any) -> None:
     """Raises `StoreMismatchError` unless the rows are of this model."""

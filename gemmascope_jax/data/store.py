@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data import shards, store_checking, store_summary
+from gemmascope_jax.data import shards, store_checking, store_summary, trace
 from gemmascope_jax.data.files import Folder, folder
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.shards import CorruptStoreError
 from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
 from gemmascope_jax.data.store_reading import Held, LocalRows, RemoteRows
+from gemmascope_jax.data.trace import Origins
 
 MANIFEST, PLAN = "manifest.json", "plan.json"
 TOKENS, DOCUMENTS = "tokens.npy", "documents.npy"
@@ -188,17 +189,27 @@ class Store:
         f"rows {start}..{stop - 1}: {self.root} has rows 0..{self.rows - 1}"
       )
 
+  def trace(self, rows: np.ndarray) -> Origins:
+    """Where rows come from: their documents, windows and positions.
+
+    Args:
+      rows: int64 [n], row numbers in any order, such as a stream's
+        `row_numbers(step)`.
+    """
+    return trace.trace(
+      self._require_rows(rows),
+      self.policy,
+      self._row_starts,
+      self.tokens,
+      self.documents,
+      self.keys,
+    )
+
   def index(self, start: int, stop: int) -> np.ndarray:
-    """Where rows come from: int32 [stop - start, 2], (window, position)."""
+    """Rows start..stop-1: int32 [stop - start, 2], (window, position)."""
     self._require_range(start, stop)
-    if start == stop:
-      return np.zeros((0, 2), np.int32)
-    starts = self._row_starts
-    first = int(np.searchsorted(starts, start, side="right")) - 1
-    last = int(np.searchsorted(starts, stop, side="left"))
-    found = np.argwhere(self.policy.keep(self.tokens[first:last]))
-    found = found[start - starts[first] : stop - starts[first]]
-    return (found + [first, 0]).astype(np.int32)
+    found = self.trace(np.arange(start, stop))
+    return np.stack([found.windows, found.positions], axis=1)
 
   def statistics(self, site: str) -> tuple[np.ndarray, float]:
     """Mean and mean square norm of a site's rows, as they are stored.

@@ -25,6 +25,7 @@ from gemmascope_jax.data import shards
 from gemmascope_jax.data.order import Order, Shuffle
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.store_plan import StorePlan
+from gemmascope_jax.data.store_reading import Held
 
 WHOLE = slice(None)
 _READERS = 2  # batches gathered at a time
@@ -71,15 +72,6 @@ class ActivationStream(Protocol):
     self, start: int = 0, stop: int | None = None, *, part: slice = WHOLE
   ) -> Iterator[tuple[int, np.ndarray]]:
     """(step, batch) from step `start` up to `stop` or for ever, read ahead."""
-
-
-class Held(Protocol):
-  """Some rows of a source that are about to be read."""
-
-  def take(
-    self, positions: np.ndarray, out: np.ndarray | None = None
-  ) -> np.ndarray:
-    """The rows at these positions of what is held, checked, in stored form."""
 
 
 class RowSource(Protocol):

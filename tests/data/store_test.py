@@ -6,6 +6,7 @@ import pytest
 import tiny_gemma
 from tiny_gemma import POLICY, SITES
 
+from gemmascope_jax.data import documents
 from gemmascope_jax.data.shards import CorruptStoreError, decode, encode
 from gemmascope_jax.data.store import Store
 from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
@@ -63,6 +64,29 @@ def test_rows_lead_back_to_documents(store):
   assert (owners[~separators] >= 0).all()
   assert len(store.keys) == owners.max() + 1
   assert store.manifest["sources"] == ["made up"]
+
+
+def test_any_rows_are_traced_to_document_sequence_and_position(store):
+  rows = np.random.default_rng(0).permutation(900)[:300]
+  found = store.trace(rows)
+  every = store.index(0, 900)
+  np.testing.assert_array_equal(found.windows, every[rows, 0])
+  np.testing.assert_array_equal(found.positions, every[rows, 1])
+  np.testing.assert_array_equal(
+    found.documents, store.documents[found.windows, found.positions]
+  )
+  known = found.documents >= 0
+  assert known.any() and not known.all()
+  np.testing.assert_array_equal(
+    found.keys[known], store.keys[found.documents[known]]
+  )
+  texts = {documents.content_key(text): text for text in tiny_gemma.texts()}
+  tokenizer = tiny_gemma.ByteTokenizer()
+  for at in np.flatnonzero(known)[:50]:
+    token = int(store.tokens[found.windows[at], found.positions[at]])
+    assert token in tokenizer.encode(texts[int(found.keys[at])])
+  with pytest.raises(ValueError, match="rows 5..900"):
+    store.trace(np.array([5, 900]))
 
 
 def test_statistics_are_those_of_the_rows(store):
