@@ -286,13 +286,14 @@ class StoreServer(flight.FlightServerBase):
       )
     with self._lock:
       if asked.stream not in self._streams:
-        self._streams[asked.stream] = SharedStream(
-          stream, self._capacity, self.patience
-        )
+        self._streams[asked.stream] = SharedStream(stream, self.patience)
+        self._resize()
       return self._streams[asked.stream]
 
-  def _capacity(self) -> int:
-    return self.buffer_bytes // max(1, len(self._streams))
+  def _resize(self) -> None:
+    """Divides the buffer among the streams; called with the lock held."""
+    for shared in self._streams.values():
+      shared.resize(self.buffer_bytes // len(self._streams))
 
   def _tidy(self) -> None:
     """Lets go of streams that nobody reads any more."""
@@ -305,6 +306,8 @@ class StoreServer(flight.FlightServerBase):
           if shared.ready.idle_since() < oldest
         ]
         shared = [self._streams.pop(name) for name in idle]
+        if shared:
+          self._resize()
       for stream in shared:
         self._retire(stream)
 

@@ -11,8 +11,10 @@ import numpy as np
 from gemmascope_jax.data.serving.owned_steps import OwnedSteps
 from gemmascope_jax.data.serving.protocol import Ticket
 from gemmascope_jax.data.serving.ready import Batch, Ended, ReadyBatches
-from gemmascope_jax.data.stream import StoreStream
+from gemmascope_jax.data.stream import StoreStream, _Buffers
 from gemmascope_jax.throughput import Meter
+
+_ON_ITS_WAY = 8  # batches
 
 
 class Sent(NamedTuple):
@@ -41,13 +43,13 @@ class SharedStream:
     rows_served: rows given to all together; bytes_served: their bytes.
   """
 
-  def __init__(
-    self,
-    stream: StoreStream,
-    capacity: Callable[[], int],
-    patience: float,
-  ):
-    """Args: as those of `ReadyBatches`, which ends with `ready.close()`."""
+  def __init__(self, stream: StoreStream, patience: float):
+    """Begins with room for one batch; ends with `ready.close()`.
+
+    Args:
+      stream: what to read, of this server's rows.
+      patience: seconds, see `ready`.
+    """
     self.stream = stream
     self._steps = OwnedSteps(stream.order, stream.owned)
     self.batch_bytes = (
@@ -57,7 +59,15 @@ class SharedStream:
     )
     self.rows_served = self.bytes_served = 0
     self._lock = threading.Lock()
-    self.ready = ReadyBatches(self, capacity, patience)
+    self._capacity = 0
+    self.ready = ReadyBatches(self, lambda: self._capacity, patience)
+
+  def resize(self, capacity: int) -> None:
+    """Sets the bytes that ready batches may take from now on."""
+    self._capacity = capacity
+    # Memory to be used again: what the buffer holds and what is on its way.
+    keep = capacity // self.batch_bytes + _ON_ITS_WAY
+    self.stream._buffers = _Buffers(keep)
 
   def following(self, step: int) -> int:
     """See `ready.Source`."""

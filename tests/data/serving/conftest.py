@@ -1,12 +1,36 @@
 """Servers for these tests; the store is that of the folder above."""
 
+import dataclasses
 import pathlib
 import socket
 import subprocess
 
+import jax
+import numpy as np
 import pytest
+import tiny_gemma
 
+from gemmascope_jax import gemma
+from gemmascope_jax.data.harvest import harvest
 from gemmascope_jax.data.serving.server import StoreServer, owned_rows
+
+
+@pytest.fixture(scope="session")
+def wide_store(lm, tmp_path_factory):
+  """Rows as wide as a real model's: 900 of width 2304, 8 MiB."""
+  config = dataclasses.replace(tiny_gemma.CONFIG, width=2304, num_layers=1)
+  shapes = jax.eval_shape(lambda: gemma.init(config, jax.random.key(0)))
+  random = np.random.default_rng(0)
+  draw = lambda x: random.normal(0, 0.2, x.shape).astype(x.dtype)
+  params = jax.tree.map(draw, shapes)
+  return harvest(
+    dataclasses.replace(lm, config=config, params=params),
+    tiny_gemma.windows(),
+    ("res.0",),
+    tmp_path_factory.mktemp("store") / "wide",
+    tiny_gemma.POLICY,
+    **tiny_gemma.OPTIONS,
+  )
 
 
 @pytest.fixture

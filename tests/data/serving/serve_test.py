@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -55,34 +56,56 @@ def test_servers_killed_in_mid_run(store, processes, free_port):
 
 
 CLIENT = """
-import hashlib, sys
+import hashlib, sys, time
 from gemmascope_jax.data.serving.client import ServerStream
-stream = ServerStream(sys.argv[1], "res.1", 70, trainer="killed")
-for step, rows in stream.iterate(int(sys.argv[2]), 60):
-  print(step, hashlib.sha256(rows.tobytes()).hexdigest(), flush=True)
+stream = ServerStream(sys.argv[1], "res.0", 128, trainer="killed")
+for step, rows in stream.iterate(int(sys.argv[2]), 100):
+  print(step, hashlib.sha256(rows).hexdigest(), flush=True)
+  time.sleep(0.01)
 """
 
 
-def test_a_killed_trainer_goes_on_from_its_cursor(serve, store, processes):
-  serving = serve(buffer_bytes=100_000)
-  found, start = {}, 0
-  for last in (25, None):
+def test_four_trainers_one_killed_and_one_reading(serve, wide_store, processes):
+  """Rows read from the store < 1.2 of what one trainer needs."""
+  size = 128 * 2304 * 4
+  serving = serve(store=wide_store, buffer_bytes=30 * size)
+  expected = StoreStream(wide_store, "res.0", 128)
+  expected = [rows.copy() for _, rows in expected.iterate(0, 100)]
+  found = {}
+
+  def train(name, seconds):
+    stream = ServerStream(serving.address, "res.0", 128, trainer=name)
+    for step, rows in stream.iterate(0, 100):
+      found[name, step] = np.array_equal(rows, expected[step])
+      time.sleep(seconds)
+
+  threads = [
+    threading.Thread(target=train, args=(f"speed {seconds}", seconds))
+    for seconds in (0.0, 0.005, 0.02)
+  ]
+  start = 0
+  for last in (40, None):
     client = processes(
       [sys.executable, "-c", CLIENT, serving.address, str(start)]
     )
     for line in client.stdout:
       step, digest = line.split()
-      found[int(step)] = digest
+      same = digest == hashlib.sha256(expected[int(step)]).hexdigest()
+      found["killed", int(step)] = same
       if int(step) == last:
         client.kill()
         break
+      if len(found) == 1:  # all four begin together
+        for thread in threads:
+          thread.start()
     client.wait()
-    start = 20  # its checkpoint was a little older
-  expected = StoreStream(store, SITE, B)
-  assert sorted(found) == list(range(60))
-  for step, digest in found.items():
-    rows = expected.batch(step).tobytes()
-    assert digest == hashlib.sha256(rows).hexdigest()
+    start = 35  # its checkpoint was a little older
+  for thread in threads:
+    thread.join()
+  assert len(found) == 4 * 100 and all(found.values())
+  stats = serving.stats()
+  assert stats["rows_served"] >= 4 * 100 * 128
+  assert stats["rows_read"] < 1.2 * 100 * 128
 
 
 def test_what_people_see(store, processes):
