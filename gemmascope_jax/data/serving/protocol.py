@@ -203,6 +203,8 @@ def unpack(
 
 def to_flight(error: Exception) -> flight.FlightError:
   """An error as a server sends it."""
+  if isinstance(error, flight.FlightError):
+    return error
   kind = next(
     (name for name, known in _ERRORS.items() if isinstance(error, known)), ""
   )

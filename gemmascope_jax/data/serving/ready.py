@@ -77,12 +77,13 @@ class Trainer:
   Attributes:
     name: chosen by it; the same after a restart.
     step: the next that it takes.
+    stop: the step after the last that it takes, or None.
     meter: rows that it took, and what its server thread waited for: "disk",
       "other trainers", or the "trainer" itself.
   """
 
-  def __init__(self, name: str, step: int):
-    self.name, self.step = name, step
+  def __init__(self, name: str, step: int, stop: int | None):
+    self.name, self.step, self.stop = name, step, stop
     self.meter = Meter()
     self.taken_at = time.monotonic()
     self.late_since: float | None = None
@@ -122,10 +123,10 @@ class ReadyBatches:
     )
     self._thread.start()
 
-  def attach(self, name: str, step: int) -> Trainer:
-    """A trainer begins, or comes back, at a step."""
+  def attach(self, name: str, step: int, stop: int | None = None) -> Trainer:
+    """A trainer begins, or comes back, at a step, to go on to `stop`."""
     with self._changed:
-      trainer = Trainer(name, step)
+      trainer = Trainer(name, step, stop)
       before = self._trainers.get(name)
       if before is not None:
         before.gone = True
@@ -318,6 +319,8 @@ class ReadyBatches:
     step = leader.step
     for _ in range(ahead):
       step = self._source.following(step)
+      if leader.stop is not None and step >= leader.stop:
+        return None
       if not (
         step in self._ready or step in self._late or step in self._reading
       ):

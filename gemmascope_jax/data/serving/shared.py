@@ -126,7 +126,7 @@ class SharedStream:
     self, ticket: Ticket, alive: float
   ) -> Iterator[tuple[Batch | None, Meter]]:
     name = ticket.trainer
-    trainer = self.ready.attach(name, ticket.start)
+    trainer = self.ready.attach(name, ticket.start, ticket.stop)
     while not _is_over(ticket, self.following(trainer.step)):
       try:
         batch = self.ready.take(trainer, alive)

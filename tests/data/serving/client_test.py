@@ -298,6 +298,22 @@ def test_a_slow_reader_neither_stops_others_nor_fills_memory(serve):
   slow.close()
 
 
+def test_a_stream_that_nobody_reads_is_let_go(serve, wide_store, monkeypatch):
+  monkeypatch.setattr("gemmascope_jax.data.serving.server._TIDY", 0.3)
+  server = serve(store=wide_store, patience=0.1, buffer_bytes=20 << 20)
+  expected = StoreStream(wide_store, "res.0", 128).iterate(0, 60)
+  found = ServerStream(server.address, "res.0", 128).iterate(0, 60)
+  for (step, rows), (_, wanted) in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(rows, wanted)
+    if step == 5:  # it evaluates, say
+      deadline = time.monotonic() + 10
+      while server.stats()["buffer_filled"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+      assert server.stats()["trainers"] == []
+      assert server.stats()["rows_served"] > 0  # still counted
+  assert step == 59
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_positions_survive_any_message_size(serve, store, monkeypatch, seed):
   size = int(np.random.default_rng(seed).integers(40, 400))

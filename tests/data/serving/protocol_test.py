@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
 
 from gemmascope_jax.data.serving import protocol
@@ -43,3 +44,5 @@ def test_errors_keep_their_kind_and_text():
     assert type(raised) is kind
     assert "server grpc://a:1: " in str(raised)
   assert "KeyError: 'bug'" in str(raised)
+  away = flight.FlightUnavailableError("stopping")  # to be tried again
+  assert protocol.from_flight(protocol.to_flight(away), "grpc://a:1") is None

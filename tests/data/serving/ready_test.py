@@ -90,6 +90,16 @@ def test_every_batch_in_order_and_read_ahead(open_buffer):
   assert ready.filled() <= 8 * BYTES
 
 
+def test_nothing_is_read_beyond_the_last_step(open_buffer):
+  source = Counted()
+  ready = open_buffer(source, 20, 30.0)
+  trainer = ready.attach("a", 0, 5)
+  for _ in range(5):
+    ready.take(trainer, 5)
+  time.sleep(0.5)
+  assert max(source.read_steps) == 4
+
+
 def test_two_who_ask_for_one_step_cause_one_reading(open_buffer):
   source = Counted(seconds=0.02)
   ready = open_buffer(source, 4, 30.0)
