@@ -12,8 +12,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import itertools
-import math
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -22,6 +20,7 @@ import numpy as np
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data import shards
+from gemmascope_jax.data.buffers import Buffers
 from gemmascope_jax.data.order import Order, Shuffle
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.store_plan import StorePlan
@@ -29,7 +28,6 @@ from gemmascope_jax.data.store_reading import Held
 
 WHOLE = slice(None)
 _READERS = 2  # batches gathered at a time
-_ALIGNMENT = 64  # bytes; JAX need not copy such an array on the CPU
 
 
 class ActivationStream(Protocol):
@@ -115,6 +113,7 @@ class StoreStream:
     order: which row comes when.
     owned: rows first..stop-1 of the source that `stored` gives; all of them
       but in a server that owns a slice.
+    buffers: memory of batches.
     others: see `ActivationStream`.
   """
 
@@ -156,7 +155,7 @@ class StoreStream:
     self._buckets: collections.OrderedDict[
       tuple[int, int], concurrent.futures.Future
     ] = collections.OrderedDict()
-    self._keep, self._buffers = buckets, _Buffers()
+    self._keep, self.buffers = buckets, Buffers()
 
   def stored(
     self, step: int, part: slice = WHOLE
@@ -188,7 +187,7 @@ class StoreStream:
       ]
       or [np.empty(0, np.int64)]
     )
-    rows = self._buffers.take((len(positions), self.width), self.dtype)
+    rows = self.buffers.take((len(positions), self.width), self.dtype)
     begin = 0
     for _, _, count, bucket, inside in found:
       if count:
@@ -354,32 +353,3 @@ class _Bucket:
   def mine(self, chosen: np.ndarray) -> np.ndarray | None:
     """Which of these members are owned; None: all."""
     return None if self._owned is None else self._owned[chosen]
-
-
-class _Buffers:
-  """Memory for batches, used again once nothing refers to it.
-
-  Fresh memory costs as much as filling it: the system zeroes every page.
-  """
-
-  def __init__(self, keep: int = 8):
-    self._keep, self._lock = keep, threading.Lock()
-    self._buffers: list[np.ndarray] = []
-
-  def take(self, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """An array of this shape; its content is arbitrary."""
-    size = math.prod(shape) * dtype.itemsize
-    with self._lock:
-      for index in range(len(self._buffers)):
-        # The list's own reference, and the one that getrefcount is given.
-        free = sys.getrefcount(self._buffers[index]) == 2
-        if free and self._buffers[index].nbytes >= size + _ALIGNMENT:
-          return self._view(self._buffers[index], shape, dtype, size)
-      buffer = np.empty(size + _ALIGNMENT, np.uint8)
-      self._buffers = [*self._buffers[-self._keep + 1 :], buffer]
-      return self._view(buffer, shape, dtype, size)
-
-  @staticmethod
-  def _view(buffer, shape, dtype, size) -> np.ndarray:
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import socket
 from typing import Any
 
 from gemmascope_jax import artifacts
@@ -182,6 +183,7 @@ def open_stream(config: Config) -> stream.ActivationStream:
       settings.shuffle(config),
       tls_ca=config.data.source_ca or None,
       timeout_s=config.data.source_timeout,
+      trainer=f"{socket.gethostname()}:{settings.workdir(config).resolve()}",
     )
   return stream.StoreStream(
     open_rows(config),

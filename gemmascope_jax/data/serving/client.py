@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 
 from gemmascope_jax.data import stream
+from gemmascope_jax.data.buffers import Buffers
 from gemmascope_jax.data.order import Order, Shuffle
 from gemmascope_jax.data.serving import access, protocol
 from gemmascope_jax.data.serving.assembly import Assembly
@@ -114,7 +115,7 @@ class ServerStream:
     self.fingerprint, self.provenance = stream.identity(
       plan, self._store, site, batch_size, self.shuffle
     )
-    self._buffers = stream._Buffers()
+    self._buffers = Buffers()
 
   def batch(self, step: int, part: slice = stream.WHOLE) -> np.ndarray:
     """Batch number `step`, from 0: float32 [B, D]. Depends on no other call.

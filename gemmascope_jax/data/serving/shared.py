@@ -11,7 +11,7 @@ import numpy as np
 from gemmascope_jax.data.serving.owned_steps import OwnedSteps
 from gemmascope_jax.data.serving.protocol import Ticket
 from gemmascope_jax.data.serving.ready import Batch, Ended, ReadyBatches
-from gemmascope_jax.data.stream import StoreStream, _Buffers
+from gemmascope_jax.data.stream import StoreStream
 from gemmascope_jax.throughput import Meter
 
 _ON_ITS_WAY = 8  # batches
@@ -66,8 +66,7 @@ class SharedStream:
     """Sets the bytes that ready batches may take from now on."""
     self._capacity = capacity
     # Memory to be used again: what the buffer holds and what is on its way.
-    keep = capacity // self.batch_bytes + _ON_ITS_WAY
-    self.stream._buffers = _Buffers(keep)
+    self.stream.buffers.keep = capacity // self.batch_bytes + _ON_ITS_WAY
 
   def following(self, step: int) -> int:
     """See `ready.Source`."""
