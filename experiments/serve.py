@@ -19,7 +19,7 @@ import threading
 from absl import app, flags
 
 from gemmascope_jax.data.serving import access, server, status
-from gemmascope_jax.data.store import Store
+from gemmascope_jax.data.stores.store import Store
 
 _STORE = flags.DEFINE_string("store", None, "Folder of the store.")
 _HOST = flags.DEFINE_string("host", server.LOCAL, "Address to listen on.")

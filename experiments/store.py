@@ -15,7 +15,7 @@ import sys
 
 from absl import app, flags
 
-from gemmascope_jax.data import store, store_checking, store_summary
+from gemmascope_jax.data.stores import store, store_checking, store_summary
 
 _JSON = flags.DEFINE_bool("json", False, "inspect: print JSON.")
 _SET_ASIDE = flags.DEFINE_bool(

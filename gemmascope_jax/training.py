@@ -26,8 +26,8 @@ import tqdm
 from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts, checkpoints, metrics, parallel, throughput
-from gemmascope_jax.data import feed
 from gemmascope_jax.data.lock import write_lock
+from gemmascope_jax.data.streams import feed
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import fold, sweep
 from gemmascope_jax.sae.config import Recipe
@@ -90,7 +90,7 @@ def train(
   before the first step, for the untrained baseline.
 
   Args:
-    stream: batches of activations, see `gs.data.stream.ActivationStream`.
+    stream: batches of activations, see `gemmascope_jax.data.streams.stream`.
     recipes: the members; they share batch size and number of steps.
     folder: where the run lives.
     seed: of the initial weights. Members of the same width start equal.

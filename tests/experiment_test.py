@@ -14,8 +14,8 @@ import pytest
 import gemmascope_jax as gs
 from configs import default, gemma2_2b, quickstart
 from gemmascope_jax import artifacts, experiment
-from gemmascope_jax.data.shards import CorruptStoreError
-from gemmascope_jax.data.store_plan import StoreMismatchError
+from gemmascope_jax.data.stores.shards import CorruptStoreError
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError
 from gemmascope_jax.experiment import evaluation
 from gemmascope_jax.sae.config import Recipe
 from tests.gemma import tiny_files

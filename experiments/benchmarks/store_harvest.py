@@ -21,7 +21,9 @@ _SITES = (("res.5",), ("res.3", "mlp.4", "att.5", "res.5"))
 def measure() -> None:
   """Prints a table of rates and ratios."""
   from gemmascope_jax import gemma
-  from gemmascope_jax.data import forward, harvest, packing, policy
+  from gemmascope_jax.data import policy
+  from gemmascope_jax.data.stores import forward, harvest
+  from gemmascope_jax.data.tokens import packing
 
   lm = gemma.load("demo", num_layers=6)
   keep = policy.TokenPolicy.of(lm.tokenizer)

@@ -44,7 +44,9 @@ def make(root: pathlib.Path, gib: float, width: int = WIDTH):
   import jax
 
   from gemmascope_jax import gemma
-  from gemmascope_jax.data import harvest, packing, policy
+  from gemmascope_jax.data import policy
+  from gemmascope_jax.data.stores import harvest
+  from gemmascope_jax.data.tokens import packing
 
   config = gemma.GemmaConfig(
     name="benchmark",
@@ -106,9 +108,9 @@ def _serve_plain() -> None:
 
 
 def _serve_stream() -> None:
-  from gemmascope_jax.data.order import Shuffle
-  from gemmascope_jax.data.store import Store
-  from gemmascope_jax.data.stream import StoreStream
+  from gemmascope_jax.data.stores.store import Store
+  from gemmascope_jax.data.streams.order import Shuffle
+  from gemmascope_jax.data.streams.stream import StoreStream
 
   def measure(request):
     store = Store.open(request["root"])

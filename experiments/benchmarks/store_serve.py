@@ -28,8 +28,8 @@ _BATCH_BYTES = store_read.BATCH * store_read.WIDTH * 4
 
 
 def _serve_flight() -> None:
-  from gemmascope_jax.data.order import Shuffle
   from gemmascope_jax.data.serving.client import ServerStream
+  from gemmascope_jax.data.streams.order import Shuffle
 
   def measure(request):
     stream = ServerStream(

@@ -1,21 +1,21 @@
 """Text -> tokens -> store -> batches.
 
-In the order in which data flows: `texts` reads documents, `documents` splits
-and mixes them, `packing` makes windows of tokens, `harvest` runs the model
-over them into a `store`, and `stream` gives training its batches. `policy`
-says which positions count, everywhere.
+In the order in which data flows: `text` reads, splits and mixes documents,
+`tokens` makes windows of them, `stores` runs the model over those and keeps
+its activations, `streams` gives training its batches, and `serving` gives
+them to many trainers. `policy` says which positions count, everywhere, and
+`lock` keeps two writers from one folder.
 """
 
 import importlib
 
 _PARTS = (
-  "documents",
-  "harvest",
-  "packing",
   "policy",
-  "store",
-  "stream",
-  "texts",
+  "serving",
+  "stores",
+  "streams",
+  "text",
+  "tokens",
 )
 
 

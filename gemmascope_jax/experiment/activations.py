@@ -7,16 +7,12 @@ import socket
 from typing import Any
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data import harvest as harvesting
-from gemmascope_jax.data import (
-  live,
-  store,
-  store_writing,
-  stream,
-  token_files,
-)
-from gemmascope_jax.data.packing import Windows
 from gemmascope_jax.data.serving.client import ServerStream
+from gemmascope_jax.data.stores import harvest as harvesting
+from gemmascope_jax.data.stores import store, store_writing
+from gemmascope_jax.data.streams import live, stream
+from gemmascope_jax.data.tokens import token_files
+from gemmascope_jax.data.tokens.packing import Windows
 from gemmascope_jax.experiment import settings
 from gemmascope_jax.experiment.settings import Config
 

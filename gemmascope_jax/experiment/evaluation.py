@@ -10,7 +10,10 @@ import numpy as np
 from absl import logging
 
 from gemmascope_jax import artifacts, sae, training
-from gemmascope_jax.data import live, packing, store, stream, texts
+from gemmascope_jax.data.stores import store
+from gemmascope_jax.data.streams import live, stream
+from gemmascope_jax.data.text import texts
+from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.experiment import activations, members, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites

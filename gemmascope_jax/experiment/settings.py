@@ -11,10 +11,11 @@ import ml_collections
 from jax.sharding import Mesh
 
 from gemmascope_jax import gemma, parallel
-from gemmascope_jax.data import documents, packing
-from gemmascope_jax.data.chat import ChatTemplate
-from gemmascope_jax.data.order import Shuffle
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.streams.order import Shuffle
+from gemmascope_jax.data.text import documents
+from gemmascope_jax.data.tokens import packing
+from gemmascope_jax.data.tokens.chat import ChatTemplate
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.gemma.load import open_source
 from gemmascope_jax.sae.config import Recipe

@@ -9,7 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import tiny_gemma  # noqa: E402
 
-from gemmascope_jax.data.harvest import harvest  # noqa: E402
+from gemmascope_jax.data.stores.harvest import harvest  # noqa: E402
 
 
 @pytest.fixture(scope="session")

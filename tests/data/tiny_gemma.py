@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from gemmascope_jax import gemma
-from gemmascope_jax.data import documents, packing
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.text import documents
+from gemmascope_jax.data.tokens import packing
 
 
 class ByteTokenizer:

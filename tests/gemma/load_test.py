@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gemmascope_jax import checkpoints, gemma, parallel
-from gemmascope_jax.data import packaged_texts
+from gemmascope_jax.data.text import packaged_texts
 from gemmascope_jax.gemma import tokenizer
 from gemmascope_jax.gemma.weights import demo, gguf_header
 from gemmascope_jax.gemma.weights.errors import (

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gemmascope_jax.data.harvest import harvest
+from gemmascope_jax.data.stores.harvest import harvest
 from gemmascope_jax.sae.jumprelu import Params
 from gemmascope_jax.sae.sae import SAE, SAEConfig
 from gemmascope_jax.studies import latents

@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gemmascope_jax.data import stream
-from gemmascope_jax.data.buffers import Buffers
-from gemmascope_jax.data.order import Order, Shuffle
 from gemmascope_jax.data.serving import access, protocol
 from gemmascope_jax.data.serving.assembly import Assembly
 from gemmascope_jax.data.serving.connection import (
   Connection,
   LostConnectionError,
 )
-from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError, StorePlan
+from gemmascope_jax.data.streams import stream
+from gemmascope_jax.data.streams.buffers import Buffers
+from gemmascope_jax.data.streams.order import Order, Shuffle
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts
 _REMIND = 60  # seconds between notes that a batch does not come

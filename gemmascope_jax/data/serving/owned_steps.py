@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemmascope_jax.data.order import Order
+from gemmascope_jax.data.streams.order import Order
 
 
 class OwnedSteps:

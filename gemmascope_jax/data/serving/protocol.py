@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.data.shards import CorruptStoreError
-from gemmascope_jax.data.store_plan import StoreMismatchError
+from gemmascope_jax.data.stores.shards import CorruptStoreError
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError
 
 FORMAT = 1
 MESSAGE_BYTES = 2 << 20

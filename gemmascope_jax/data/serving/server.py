@@ -20,13 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from gemmascope_jax.data.order import Shuffle
 from gemmascope_jax.data.serving import access, protocol
 from gemmascope_jax.data.serving.ready import Ended, Replaced
 from gemmascope_jax.data.serving.shared import SharedStream
-from gemmascope_jax.data.store import Store
-from gemmascope_jax.data.store_plan import StoreMismatchError, StorePlan
-from gemmascope_jax.data.stream import StoreStream
+from gemmascope_jax.data.stores.store import Store
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError, StorePlan
+from gemmascope_jax.data.streams.order import Shuffle
+from gemmascope_jax.data.streams.stream import StoreStream
 
 LOCAL = "127.0.0.1"
 _LOCAL = (LOCAL, "localhost", "[::1]")

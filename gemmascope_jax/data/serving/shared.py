@@ -11,7 +11,7 @@ import numpy as np
 from gemmascope_jax.data.serving.owned_steps import OwnedSteps
 from gemmascope_jax.data.serving.protocol import Ticket
 from gemmascope_jax.data.serving.ready import Batch, Ended, ReadyBatches
-from gemmascope_jax.data.stream import StoreStream
+from gemmascope_jax.data.streams.stream import StoreStream
 from gemmascope_jax.throughput import Meter
 
 _ON_ITS_WAY = 8  # batches

