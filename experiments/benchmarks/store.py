@@ -32,5 +32,5 @@ def main() -> None:
     store_read.measure(root)
     print("\nServe: the same rows over loopback\n")
     store_serve.measure(root)
-  print("\nHarvest: Gemma 3 270M\n")
+  print("\nHarvest: Gemma 3 270M, windows of 256 tokens, batches of 8\n")
   store_harvest.measure()

@@ -77,9 +77,9 @@ def peak_gib(process: int | str = "self") -> float:
   return _status_gib("VmHWM", process)
 
 
-def anonymous_gib() -> float:
-  """This process's own memory now, without mapped files (Linux)."""
-  return _status_gib("RssAnon", "self")
+def anonymous_gib(process: int | str = "self") -> float:
+  """A process's own memory now, without mapped files (Linux)."""
+  return _status_gib("RssAnon", process)
 
 
 def _status_gib(field: str, process: int | str) -> float:

@@ -208,11 +208,13 @@ def test_gradient_through_edits():
   _, slopes = loss(at)
   for i, slope in enumerate(slopes):
     along = lambda size, i=i: float(loss(at.at[i].add(size * step))[0])
-    # The fourth-order central difference; float32 leaves errors of 1e-4.
+    # The fourth-order central difference; float32 leaves errors of 2e-4.
     near, far = along(1) - along(-1), along(2) - along(-2)
     estimate = (8 * near - far) / (12 * step)
     assert abs(slope) > 1e-2
-    np.testing.assert_allclose(slope, estimate, rtol=1e-2, err_msg=chosen[i])
+    np.testing.assert_allclose(
+      slope, estimate, rtol=1e-2, atol=4e-4, err_msg=chosen[i]
+    )
 
 
 def test_sites_may_be_given_as_sites():

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gemmascope_jax.data.serving import access, protocol
+from gemmascope_jax.data.serving import access, memory, protocol
 from gemmascope_jax.data.serving.assembly import Assembly
 from gemmascope_jax.data.serving.connection import (
   Connection,
@@ -116,6 +116,7 @@ class ServerStream:
       plan, self._store, site, batch_size, self.shuffle
     )
     self._buffers = Buffers()
+    memory.keep_freed()
 
   def batch(self, step: int, part: slice = stream.WHOLE) -> np.ndarray:
     """Batch number `step`, from 0: float32 [B, D]. Depends on no other call.

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from gemmascope_jax.data.serving import access, protocol
+from gemmascope_jax.data.serving import access, memory, protocol
 from gemmascope_jax.data.serving.ready import Ended, Replaced
 from gemmascope_jax.data.serving.shared import SharedStream
 from gemmascope_jax.data.stores.store import Store
@@ -96,6 +96,7 @@ class StoreServer(flight.FlightServerBase):
     Raises:
       OSError: the address is taken or not this machine's.
     """
+    memory.keep_freed()
     scheme = "grpc+tls" if tls else "grpc"
     try:
       super().__init__(

@@ -21,7 +21,7 @@ from gemmascope_jax.data.stores.files import Folder, LocalFolder, concurrently
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StorePlan
 
-_CACHED_ROWS = 128  # gathered, then checked while the CPU still caches them
+_CACHED_ROWS = 512  # gathered, then checked while the CPU still caches them
 # Linux reads no more for one call than the device's read-ahead, whose default
 # this is, and passes the rest over in silence.
 _AHEAD_BYTES = 128 << 10

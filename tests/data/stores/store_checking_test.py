@@ -72,7 +72,7 @@ def run(capsys, *arguments, **values):
   from absl import flags
 
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS(["store"])
+    flags.FLAGS.mark_as_parsed()  # parsing wants every binary's flags
   before = {name: flags.FLAGS[name].value for name in values}
   for name, value in values.items():
     flags.FLAGS[name].value = value
