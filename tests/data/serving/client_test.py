@@ -84,17 +84,17 @@ def test_threads_end_and_servers_are_told(serve):
 def test_two_trainers_one_reading(store, serve):
   server = serve()
   streams = [ServerStream(server.address, SITE, B) for _ in range(2)]
-  iterators = [stream.iterate() for stream in streams]
+  iterators = [stream.iterate(0, 30) for stream in streams]
   for _ in range(30):
     (_, one), (_, two) = [next(iterator) for iterator in iterators]
     np.testing.assert_array_equal(one, two)
   stats = server.stats()
   for iterator in iterators:
     iterator.close()
-  assert stats["rows_served"] >= 2 * 30 * B
-  assert stats["rows_read"] < 0.7 * stats["rows_served"]
+  assert stats["rows_served"] == 2 * 30 * B
+  assert stats["rows_read"] == 30 * B
   assert stats["bytes_read"] == stats["rows_read"] * 12 * 4
-  assert len(stats["trainers"]) == 2 and stats["buffer_filled"] > 0
+  assert stats["buffer_filled"] > 0
   json.dumps(stats)
 
 
@@ -102,7 +102,8 @@ def test_processes_of_one_trainer_share_a_reading(store, serve):
   server = serve()
   stream = ServerStream(server.address, SITE, 64, trainer="many")
   iterators = [
-    stream.iterate(part=slice(start, start + 16)) for start in range(0, 64, 16)
+    stream.iterate(0, 20, part=slice(start, start + 16))
+    for start in range(0, 64, 16)
   ]
   expected = StoreStream(store, SITE, 64)
   for step in range(20):
@@ -111,8 +112,7 @@ def test_processes_of_one_trainer_share_a_reading(store, serve):
   stats = server.stats()
   for iterator in iterators:
     iterator.close()
-  assert len(stats["trainers"]) == 4
-  assert stats["rows_read"] < 0.7 * 2 * stats["rows_served"]
+  assert stats["rows_read"] == stats["rows_served"] == 20 * 64
 
 
 def test_token(serve, monkeypatch):
