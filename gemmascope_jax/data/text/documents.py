@@ -188,19 +188,27 @@ def cut(document: Document, characters: int | None) -> list[Document]:
     )
   if characters is None or len(document.text) <= characters:
     return [document]
-  pieces, current = [], ""
-  for paragraph in document.text.split("\n\n"):
-    joined = f"{current}\n\n{paragraph}" if current else paragraph
-    if len(joined) <= characters:
-      current = joined
-      continue
-    if current:
-      pieces.append(current)
-    while len(paragraph) > characters:
-      pieces.append(paragraph[:characters])
-      paragraph = paragraph[characters:]
-    current = paragraph
-  pieces.append(current)
+  # By places in the text: to copy what is left, or what there is so far, each
+  # time would be quadratic.
+  text, pieces = document.text, []
+  start = end = 0  # of the piece so far
+  at = 0  # where the paragraph begins
+  while at <= len(text):
+    stop = text.find("\n\n", at)
+    stop = len(text) if stop < 0 else stop
+    following = stop + 2
+    first = at if start == end else start
+    if stop - first <= characters:
+      start, end = first, stop
+    else:
+      if start < end:
+        pieces.append(text[start:end])
+      while stop - at > characters:
+        pieces.append(text[at : at + characters])
+        at += characters
+      start, end = at, stop
+    at = following
+  pieces.append(text[start:end])
   return [
     dataclasses.replace(document, text=piece)
     for piece in pieces

@@ -6,11 +6,15 @@ file that is not what it seems costs an error message, not the machine's memory.
 
 from __future__ import annotations
 
+import codecs
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
+
+from absl import logging
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMN = "text"
@@ -18,19 +22,23 @@ MAX_DOCUMENT_BYTES = 1 << 30
 _PIECE = 1 << 20  # bytes of a line that are read without looking further
 _BATCH = 64 << 20  # bytes of a Parquet column that are read at a time, about
 _PAGE_HEADER = 1 << 16  # bytes a value may take beyond its own, at most
+_ENDINGS_SHOWN = 5  # of files that are ignored
 
 
 def find(name: str) -> list[pathlib.Path]:
   """The text files that a path stands for, in the order they are read.
 
   Args:
-    name: a file, or a folder: all text files in it and below, by path.
+    name: a file, or a folder: all text files in it and below, by path. A "~"
+      at its start is the user's home. Upper and lower case are the same in
+      endings. Other files of a folder are ignored, with a warning.
 
   Raises:
-    FileNotFoundError: there is nothing of that name.
+    FileNotFoundError: there is nothing of that name, or a link to nothing.
     ValueError: it is no text file, or the folder has none.
   """
-  path = pathlib.Path(name)
+  path = pathlib.Path(os.path.expanduser(name))
+  _require_target(path)
   if not path.exists():
     raise FileNotFoundError(
       f"text source 'file:{name}': there is no such file or folder (from"
@@ -38,14 +46,22 @@ def find(name: str) -> list[pathlib.Path]:
     )
   suffixes = ", ".join(SUFFIXES)
   if path.is_dir():
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    files, ignored = _in_folder(path)
     if not files:
       raise ValueError(
         f"text source 'file:{name}': no text: the folder holds no file that"
         f" ends in {suffixes}"
       )
+    if ignored:
+      endings = sorted({p.suffix.lower() or "no ending" for p in ignored})
+      more = ", ..." if len(endings) > _ENDINGS_SHOWN else ""
+      _warn_once(
+        f"{path}: {len(files)} files read, {len(ignored)} ignored"
+        f" ({', '.join(endings[:_ENDINGS_SHOWN])}{more}): only {suffixes} are"
+        " read"
+      )
     return files
-  if path.suffix not in SUFFIXES:
+  if path.suffix.lower() not in SUFFIXES:
     raise ValueError(
       f"text source 'file:{name}': expected a folder or a file that ends in"
       f" {suffixes}"
@@ -53,12 +69,43 @@ def find(name: str) -> list[pathlib.Path]:
   return [path]
 
 
+def _in_folder(
+  folder: pathlib.Path,
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """The text files in a folder and below, and the files that are none."""
+  files, ignored = [], []
+  for path in sorted(folder.rglob("*")):
+    if path.suffix.lower() in SUFFIXES:
+      _require_target(path)
+      if path.is_file():
+        files.append(path)
+        continue
+    if not path.is_dir():
+      ignored.append(path)
+  return files, ignored
+
+
+def _require_target(path: pathlib.Path) -> None:
+  """Raises `FileNotFoundError` for a link to nothing."""
+  if path.is_symlink() and not path.exists():
+    raise FileNotFoundError(
+      f"{path} is a link to {os.readlink(path)}, which is not there: put that"
+      " back, or delete the link"
+    )
+
+
+@functools.cache  # by the message
+def _warn_once(message: str) -> None:
+  logging.warning("%s", message)
+
+
 def read(path: pathlib.Path, limit: int = MAX_DOCUMENT_BYTES) -> Iterator[str]:
   """The documents of one file.
 
   Args:
     path: a .txt file is one document, a .jsonl file one a line (its field
-      "text"), a .parquet file one a row (its column "text").
+      "text"), a .parquet file one a row (its column "text"). A byte order mark
+      at the start of the former two is no part of the text.
     limit: bytes that a document may have: a .txt file, a line of a .jsonl
       file, a value of a .parquet file.
 
@@ -66,11 +113,14 @@ def read(path: pathlib.Path, limit: int = MAX_DOCUMENT_BYTES) -> Iterator[str]:
     ValueError: a document is larger (names file, line or row), or the file is
       not what its name says.
   """
-  if path.suffix == ".txt":
+  kind = path.suffix.lower()
+  if kind == ".txt":
     yield _read_txt(path, limit)
-  elif path.suffix == ".jsonl":
+  elif kind == ".jsonl":
     with open(path, "rb") as file:
       for number, line in enumerate(_lines(path, file, limit), 1):
+        if number == 1:
+          line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
           yield _json_text(path, number, line)
   else:
@@ -81,8 +131,9 @@ def too_large(what: str, size: str, limit: int) -> ValueError:
   """The error for a document beyond the limit."""
   return ValueError(
     f"{what} is one document of {size}, but max_document_bytes is {limit:,}:"
-    " cut it into several documents (lines of a .jsonl file, for one), or allow"
-    " more and have the memory for it"
+    " cut it into several documents (lines of a .jsonl file, for one). In"
+    " Python a larger max_document_bytes can be passed, given the memory for"
+    " it; the binaries have no setting for it"
   )
 
 
@@ -125,7 +176,15 @@ def of_tables(
       number = sizes.to_pylist().index(pc.max(sizes).as_py())
       what = f"{where}, row {row + number + 1}"
       raise too_large(what, f"{sizes[number].as_py():,} bytes", limit)
-    for text in values.to_pylist():
+    try:
+      found = values.to_pylist()
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f"{where}, a row from {row + 1} to {row + len(values)}: not UTF-8 text"
+        f" ({error}): it is damaged or was written wrongly; get or write it"
+        " again"
+      ) from error
+    for text in found:
       row += 1
       yield of_row({column: text}, column, f"{where}, row {row}")
 
@@ -135,7 +194,7 @@ def _read_txt(path: pathlib.Path, limit: int) -> str:
   if size > limit:
     raise too_large(str(path), f"{size:,} bytes", limit)
   try:
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError as error:
     raise ValueError(
       f"{path} is not UTF-8 text (byte {error.start}): convert it first"
@@ -163,14 +222,20 @@ def _lines(path: pathlib.Path, file: BinaryIO, limit: int) -> Iterator[bytes]:
 def _json_text(path: pathlib.Path, number: int, line: bytes) -> str:
   where = f"{path}, line {number}"
   try:
-    row = json.loads(line.decode("utf-8"))
+    # Integers may have more digits than Python converts; none is looked at.
+    row = json.loads(line.decode("utf-8"), parse_int=float)
   except UnicodeDecodeError as error:
     raise ValueError(
       f"{where}: not UTF-8 text (byte {error.start} of the line): convert it"
       " first"
     ) from error
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{where}: not JSON: {error}") from error
+  except (ValueError, RecursionError) as error:
+    deep = isinstance(error, RecursionError)
+    reason = "nested too deeply to be read" if deep else f"not JSON: {error}"
+    raise ValueError(
+      f"{where}: {reason}; expected an object with a text under {COLUMN!r}:"
+      " mend the line or delete it"
+    ) from error
   return of_row(row if isinstance(row, dict) else {}, COLUMN, where)
 
 
@@ -185,15 +250,20 @@ def _parquet_texts(path: pathlib.Path, limit: int) -> Iterator[str]:
   import pyarrow as pa
   import pyarrow.parquet
 
+  where = str(path)
   try:
-    file = pyarrow.parquet.ParquetFile(path, buffer_size=8 << 20)
-  except pa.ArrowInvalid as error:
-    raise ValueError(f"{path} can't be read as Parquet: {error}") from error
-  with file:
-    names = file.schema_arrow.names
-    if COLUMN not in names:
-      of_row(dict.fromkeys(names), COLUMN, str(path))
-    yield from of_tables(_batches(path, file, limit), COLUMN, str(path), limit)
+    with pyarrow.parquet.ParquetFile(path, buffer_size=8 << 20) as file:
+      names = file.schema_arrow.names
+      if COLUMN not in names:
+        of_row(dict.fromkeys(names), COLUMN, where)
+      yield from of_tables(_batches(path, file, limit), COLUMN, where, limit)
+  except (pa.ArrowException, OSError) as error:
+    if getattr(error, "errno", None) is not None:
+      raise  # of the file system: says so itself
+    raise ValueError(
+      f"{path} can't be read as Parquet: {error}: the file is damaged or cut;"
+      " get or write it again, or take it out of the sources"
+    ) from error
 
 
 def _batches(path, file, limit) -> Iterator[Any]:

@@ -36,7 +36,7 @@ def read(
       * a packaged source, a key of `packaged_texts.SOURCES`;
       * "file:PATH": a .txt file is one document, a .jsonl file one a line (its
         field "text"), a .parquet file one a row (its column "text"); a folder
-        is all such files in it and below, by path;
+        is all such files in it and below, by path; see `text_files.find`;
       * "hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]": streamed through `datasets`; a
         field left empty means the default (no config, "train", "text"). NAME
         may be a local folder: of a data set saved with `save_to_disk`, or of

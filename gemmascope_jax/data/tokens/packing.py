@@ -220,15 +220,17 @@ def require_budget(
   if (rows and kept >= rows) or (windows and found >= windows):
     return
   if rows and kept < rows:
-    raise ValueError(_too_little(kept, "rows (kept positions)", rows))
+    what = "rows (kept positions)"
+    raise ValueError(_too_little(kept, what, rows, "harvest.rows"))
   if windows and found < windows:
-    raise ValueError(_too_little(found, "windows", windows))
+    setting = "evaluate.sequences times evaluate.stride"
+    raise ValueError(_too_little(found, "windows", windows, setting))
 
 
-def _too_little(found: int, what: str, asked: int) -> str:
+def _too_little(found: int, what: str, asked: int, setting: str) -> str:
   return (
     f"the text ends after {found:,} {what}, but {asked:,} were asked for: add"
-    " sources or ask for less"
+    f" sources or ask for less ({setting}, for the binaries)"
   )
 
 

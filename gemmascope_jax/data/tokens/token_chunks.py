@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.text.documents import Document, content_key
@@ -69,6 +70,25 @@ class Chunk:
   sources: dict[str, int]
   sha256: dict[str, str]
 
+  @classmethod
+  def from_json(cls, value: Any) -> Chunk:
+    """A chunk of what is in its sidecar.
+
+    Raises:
+      ValueError: that does not describe a chunk; says why.
+    """
+    kinds = dict(
+      text=str, windows=int, rows=int, documents=int, sources=dict, sha256=dict
+    )
+    if not isinstance(value, dict) or set(value) != set(kinds):
+      raise ValueError(f"expected an object with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+      if not isinstance(value[name], kind):
+        raise ValueError(f"{name} {value[name]!r}: expected {kind.__name__}")
+    if set(value["sha256"]) != set(ARRAYS):
+      raise ValueError(f"sha256: expected one of each of {', '.join(ARRAYS)}")
+    return cls(**value)
+
 
 class Chunks:
   """The finished chunks in a folder, which other processes add to.
@@ -80,19 +100,27 @@ class Chunks:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self._found: dict[int, Chunk] = {}
+    self._unreadable: set[int] = set()  # that a warning was given of
 
   def path(self, number: int, name: str) -> pathlib.Path:
     """File `name` of a chunk: "json", or one of `ARRAYS` with ".npy"."""
     return self.folder / f"{number:07d}.{name}"
 
   def find(self, number: int) -> Chunk | None:
-    """A chunk, if it is finished."""
+    """A chunk, if it is finished; with a damaged sidecar it is not."""
     if number not in self._found:
+      path = self.path(number, "json")
       try:
-        value = artifacts.read_json(self.path(number, "json"))
+        self._found[number] = Chunk.from_json(artifacts.read_json(path))
       except FileNotFoundError:
         return None
-      self._found[number] = Chunk(**value)
+      except (ValueError, RecursionError) as error:
+        if number not in self._unreadable:
+          self._unreadable.add(number)
+          logging.warning(
+            "%s is damaged (%s): this chunk is made anew", path, error
+          )
+        return None
     return self._found[number]
 
   def write(self, number: int, packed: Packed, text: str) -> None:

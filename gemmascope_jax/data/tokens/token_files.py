@@ -149,7 +149,7 @@ def make(
 def _require_key(folder: pathlib.Path, asked: dict[str, Any]) -> None:
   """Signs a new folder; refuses one that was signed for something else."""
   try:
-    found = artifacts.read_json(folder / KEY)
+    found = token_merge.read_object(folder / KEY)
   except FileNotFoundError:
     artifacts.write_json(folder / KEY, asked)
     return

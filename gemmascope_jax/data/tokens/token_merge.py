@@ -120,6 +120,31 @@ def _array_file(folder, name, dtype, shape, digest) -> Iterator:
     yield write
 
 
+def read_object(path: pathlib.Path, *fields: str) -> dict[str, Any]:
+  """Reads a JSON file that a folder of tokens can't do without.
+
+  Args:
+    path: of the file, in the folder.
+    *fields: what it has to hold, at least.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged; names it and what to do.
+  """
+  try:
+    value = artifacts.read_json(path)
+    if not isinstance(value, dict):
+      raise ValueError(f"it is a {type(value).__name__}, not an object")
+    if missing := [field for field in fields if field not in value]:
+      raise ValueError(f"it lacks {', '.join(missing)}")
+  except (ValueError, RecursionError) as error:
+    raise ValueError(
+      f"{path} is damaged ({error}): delete the folder {path.parent} and run"
+      " the same command again, which makes its tokens anew"
+    ) from error
+  return value
+
+
 def load(folder: str | os.PathLike) -> Windows:
   """Opens finished windows.
 
@@ -135,16 +160,17 @@ def load(folder: str | os.PathLike) -> Windows:
   Raises:
     FileNotFoundError: there are none.
     ValueError: they are not those that `windows.json` describes, or of a newer
-      format.
+      format, or that file is damaged.
   """
   folder = pathlib.Path(folder)
-  index = artifacts.read_json(folder / INDEX)
-  if index.get("kind") != KIND or index["format"] != FORMAT:
+  index = read_object(folder / INDEX, "kind", "format")
+  if index["kind"] != KIND or index["format"] != FORMAT:
     raise ValueError(
-      f"{folder / INDEX} is of kind {index.get('kind')!r}, format"
-      f" {index.get('format')}; this version of the code reads {KIND!r}, format"
+      f"{folder / INDEX} is of kind {index['kind']!r}, format"
+      f" {index['format']}; this version of the code reads {KIND!r}, format"
       f" {FORMAT}: update gemmascope_jax"
     )
+  read_object(folder / INDEX, "sources", "fingerprint")
   try:
     windows = Windows(
       **{
@@ -155,7 +181,7 @@ def load(folder: str | os.PathLike) -> Windows:
     reason = (
       "" if windows.fingerprint == index["fingerprint"] else "its SHA-256"
     )
-  except (FileNotFoundError, ValueError) as error:
+  except (FileNotFoundError, ValueError, EOFError) as error:
     reason = str(error)
   if reason:
     raise ValueError(

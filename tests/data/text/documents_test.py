@@ -1,5 +1,7 @@
 import collections
 import hashlib
+import random
+import time
 
 import pytest
 from tiny_gemma import texts
@@ -131,3 +133,42 @@ def test_pieces_keep_the_text_and_the_split_of_the_whole():
 def test_errors(arguments, message):
   with pytest.raises(ValueError, match=message):
     list(documents.mix(**arguments))
+
+
+def cut_by_joining(text, characters):
+  """The oracle: paragraphs are joined while they fit."""
+  pieces, current = [], ""
+  for paragraph in text.split("\n\n"):
+    joined = f"{current}\n\n{paragraph}" if current else paragraph
+    if len(joined) <= characters:
+      current = joined
+      continue
+    if current:
+      pieces.append(current)
+    while len(paragraph) > characters:
+      pieces.append(paragraph[:characters])
+      paragraph = paragraph[characters:]
+    current = paragraph
+  return [piece for piece in [*pieces, current] if piece.strip()]
+
+
+def test_cuts_of_texts_with_all_kinds_of_line_ends():
+  random_ = random.Random(0)
+  for _ in range(3000):
+    text = "".join(random_.choices("ab\n", k=random_.randrange(40)))
+    characters = random_.randrange(1, 12)
+    whole = documents.Document(text, "s", 1)
+    if len(text) > characters:
+      pieces = [piece.text for piece in documents.cut(whole, characters)]
+      assert pieces == cut_by_joining(text, characters)
+
+
+@pytest.mark.parametrize("separator", ["", "\n\n"])
+def test_long_texts_are_cut_in_linear_time(separator):
+  text = separator.join(["ab"] * (10**6 if separator else 10**7))
+  # Quadratic ways took over 10 s, with many pieces or with long ones.
+  for characters in (1000, 1 << 20):
+    start = time.process_time()
+    pieces = documents.cut(documents.Document(text, "s", 1), characters)
+    assert time.process_time() - start < 5
+    assert separator.join(piece.text for piece in pieces) == text

@@ -36,6 +36,11 @@ def test_parquet(tmp_path):
     ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
     ("a.jsonl", b'{"body": "x"}', r"line 1: no text in column 'text' .*body"),
     ("a.jsonl", b"[1]", "line 1: no text in column"),
+    (
+      "a.jsonl",
+      b"\n" + b"[" * 100_000,
+      "line 2: nested too deeply .*delete it",
+    ),
     ("a.txt", b"ok \xff", r"a.txt is not UTF-8 text \(byte 3\)"),
     ("a.md", b"x", "expected a folder or a file that ends in .txt"),
     ("b/a.md", b"x", "no text: the folder holds no file"),
@@ -71,6 +76,7 @@ def test_a_huge_document_is_refused_before_it_is_read(tmp_path, name):
   where = {"a.txt": "a.txt is one", "a.jsonl": "a.jsonl, line 2, is one"}[name]
   assert where in str(error.value)
   assert "max_document_bytes is 20,971,520: cut it into" in str(error.value)
+  assert "the binaries have no setting for it" in str(error.value)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n"])
@@ -131,3 +137,81 @@ def test_empty_files(tmp_path, name):
   else:
     (tmp_path / name).write_bytes(b"")
   assert list(read(tmp_path)) == ([""] if name == "a.txt" else [])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  mark = b"\xef\xbb\xbf"
+  (tmp_path / "a.txt").write_bytes(mark + b"x\r\ny")
+  (tmp_path / "b.jsonl").write_bytes(mark + b'{"text": "z"}\n{"text": "w"}')
+  (tmp_path / "c.jsonl").write_bytes(mark + b'\n{"text": "v"}')
+  assert list(read(tmp_path)) == ["x\ny", "z", "w", "v"]
+
+
+def test_integers_of_any_length_are_passed_over(tmp_path):
+  digits = "1" * 5000
+  path = tmp_path / "a.jsonl"
+  path.write_text(f'{{"text": "x", "n": {digits}, "m": -{digits}}}')
+  assert list(read(path)) == ["x"]
+  path.write_text(f'{{"text": {digits}}}')
+  with pytest.raises(ValueError, match="line 1: no text in column 'text'"):
+    list(read(path))
+
+
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_a_damaged_page_names_the_file(tmp_path, compression):
+  parquet = pytest.importorskip("pyarrow.parquet")
+  import pyarrow as pa
+
+  path = tmp_path / "a.parquet"
+  texts = [f"{i} some text" * 9 for i in range(3000)]
+  table = pa.table({"text": texts})
+  parquet.write_table(
+    table, path, compression=compression, use_dictionary=False
+  )
+  raw = bytearray(path.read_bytes())
+  middle = len(raw) // 2
+  raw[middle : middle + 300] = b"\xff" * 300
+  path.write_bytes(raw)
+  with pytest.raises(
+    ValueError, match=r"a\.parquet.* damaged .*write it again"
+  ):
+    list(read(path))
+
+
+def test_a_folder_of_more_than_files(tmp_path, caplog):
+  (tmp_path / "x.txt").mkdir()
+  (tmp_path / "x.txt" / "y.TXT").write_text("y")
+  (tmp_path / "z.JsonL").write_text('{"text": "z"}')
+  names = ("a.csv", "b.CSV", "c.gz", "README")
+  with caplog.at_level("WARNING"):
+    assert list(read(tmp_path)) == ["y", "z"]
+    assert not caplog.records
+    for name in names:
+      (tmp_path / name).write_text("ignored")
+    for _ in range(2):
+      assert list(read(tmp_path)) == ["y", "z"]
+  (record,) = caplog.records
+  assert (
+    f"{tmp_path}: 2 files read, 4 ignored (.csv, .gz, no ending)"
+    in record.getMessage()
+  )
+
+
+def test_links(tmp_path):
+  (tmp_path / "there").write_text("x")
+  folder = tmp_path / "folder"
+  folder.mkdir()
+  (folder / "a.txt").symlink_to(tmp_path / "there")
+  assert list(read(folder)) == ["x"]
+  (folder / "b.txt").symlink_to(tmp_path / "gone")
+  for source in (folder, folder / "b.txt"):
+    with pytest.raises(
+      FileNotFoundError, match=r"b\.txt is a link to .*gone, .*delete the link"
+    ):
+      list(read(source))
+
+
+def test_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "a.txt").write_text("x")
+  assert list(read("~/a.txt")) == ["x"]

@@ -88,7 +88,9 @@ def test_sources_are_remembered():
     (dict(window=1), "window 1: expected at least 2"),
     (dict(rows=0), "rows 0: expected at least 1"),
     (dict(rows=10**6), r"ends after [\d,]+ rows .* 1,000,000 were asked"),
+    (dict(rows=10**6), r"ask for less \(harvest.rows, for the binaries\)"),
     (dict(windows=10**6), r"ends after [\d,]+ windows, but 1,000,000"),
+    (dict(windows=10**6), r"less \(evaluate.sequences times evaluate.stride"),
   ],
 )
 def test_bad_arguments(options, message):

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -318,3 +319,50 @@ def test_an_endless_text_is_read_no_further_than_needed(tmp_path):
     tmp_path, endless, TOKENIZER, 16, key={}, windows=30, chunk_characters=50
   )
   assert len(made.tokens) == 30 and read < 70
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "cut", "\xff", "sha256", ""])
+def test_a_chunk_with_a_damaged_sidecar_is_made_anew(
+  whole, tmp_path, caplog, damage
+):
+  stop_after_two_chunks(tmp_path)
+  path = tmp_path / "chunks" / "0000002.json"
+  text = path.read_text()
+  value = json.loads(text) | {"sha256": {}}
+  damaged = {"cut": text[:40], "sha256": json.dumps(value)}
+  path.write_bytes(damaged.get(damage, damage).encode("latin-1"))
+  with caplog.at_level("WARNING"):
+    make(tmp_path)
+  assert content(tmp_path) == content(whole[0])
+  (record,) = caplog.records
+  assert "0000002.json is damaged" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["key.json", "windows.json"])
+@pytest.mark.parametrize("damage", ["[]", "cut", "\xff", "", "lacks"])
+def test_damaged_descriptions_say_what_to_delete(whole, tmp_path, name, damage):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  path = tmp_path / name
+  text = path.read_text()
+  if damage == "lacks" and name == "key.json":
+    path.write_text("{}")  # like any other key that differs
+    with pytest.raises(ValueError, match="its format is None, not 1.*delete"):
+      make(tmp_path)
+    return
+  fields = ("format", "fingerprint") if damage == "lacks" else ("",)
+  for field in fields:
+    lacking = {k: v for k, v in json.loads(text).items() if k != field}
+    damaged = {"cut": text[:40], "lacks": json.dumps(lacking)}
+    path.write_bytes(damaged.get(damage, damage).encode("latin-1"))
+    with pytest.raises(ValueError) as error:
+      make(tmp_path)
+    assert f"{path} is damaged" in str(error.value)
+    assert f"delete the folder {tmp_path} and run" in str(error.value)
+    assert not field or f"it lacks {field}" in str(error.value)
+
+
+def test_an_empty_array_file_is_damage(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  (tmp_path / "tokens.npy").write_bytes(b"")
+  with pytest.raises(ValueError, match="other tokens than its windows.json"):
+    make(tmp_path)
