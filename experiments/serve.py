@@ -54,7 +54,13 @@ def start() -> server.StoreServer:
   """The server that the flags describe; it listens."""
   if bool(_TLS_CERT.value) != bool(_TLS_KEY.value):
     raise ValueError("--tls_cert and --tls_key: expected both or neither")
-  if _BUFFER.value <= 0 or _PATIENCE.value < 0:
+  if not 0 <= _PORT.value <= 65535:
+    raise ValueError(f"--port={_PORT.value}: expected 0..65535; 0 takes one")
+  if _EVERY.value is not None and not _EVERY.value > 0:
+    raise ValueError(
+      f"--status_seconds={_EVERY.value}: expected more than 0 seconds"
+    )
+  if not (0 < _BUFFER.value < float("inf") and _PATIENCE.value >= 0):
     raise ValueError(
       f"--buffer_gib={_BUFFER.value} --patience={_PATIENCE.value}: expected"
       " more than 0 GiB and at least 0 seconds"

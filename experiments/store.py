@@ -7,7 +7,7 @@ python -m experiments.store verify runs/quickstart/store/NAME --set_aside
 `inspect` prints the manifest's facts; `verify` reads every byte, compares every
 checksum and names what is bad. Training compares a check of every row that it
 reads, so it needs no `verify` before it. Exit status: 0, or 1 for damage or an
-error, 2 for a wrong command line.
+error.
 """
 
 import json
@@ -27,28 +27,33 @@ _SET_ASIDE = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> None:
-  """Runs one command on one store."""
-  if len(argv) != 3 or argv[1] not in ("inspect", "verify"):
-    raise app.UsageError("expected: inspect PATH [--json] or verify PATH")
+  """Runs one command on one or more stores."""
+  if len(argv) < 3 or argv[1] not in ("inspect", "verify"):
+    raise app.UsageError(
+      "expected: inspect PATH ... [--json] or verify PATH ..."
+    )
   try:
-    opened = store.Store.open(argv[2])
-    {"inspect": inspect, "verify": verify}[argv[1]](opened)
+    command = {"inspect": inspect, "verify": verify}[argv[1]]
+    good = [command(store.Store.open(path)) for path in argv[2:]]
   except (ValueError, OSError, ImportError) as error:  # they explain themselves
     sys.exit(f"error: {error}")
+  if not all(good):
+    sys.exit(1)
 
 
-def inspect(opened: store.Store) -> None:
+def inspect(opened: store.Store) -> bool:
   """Prints what the store is."""
   said = store_summary.summary(opened)
   print(json.dumps(said) if _JSON.value else store_summary.table(said))
+  return True
 
 
-def verify(opened: store.Store) -> None:
-  """Prints which files are bad, and what to do."""
+def verify(opened: store.Store) -> bool:
+  """Prints which files are bad, and what to do; whether none is."""
   damage = store_checking.find_damage(opened, progress=True)
   if not damage:
     print(f"{opened.root}: every file is what the manifest says")
-    return
+    return True
   for name, what in damage:
     print(f"{opened.files.path(name)} {what}")
   if _SET_ASIDE.value:
@@ -60,7 +65,7 @@ def verify(opened: store.Store) -> None:
       "Run this again with --set_aside, then the same harvest again: it makes"
       " those files, and only those"
     )
-  sys.exit(1)
+  return False
 
 
 if __name__ == "__main__":

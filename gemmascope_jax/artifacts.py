@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import subprocess
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -45,7 +46,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_name(f"{path.name}.{os.getpid()}{_TMP_SUFFIX}")
+  mark = f"{os.getpid()}-{secrets.token_hex(4)}"  # containers share pids
+  aside = path.with_name(f"{path.name}.{mark}{_TMP_SUFFIX}")
   try:
     with open(aside, "wb") as file:
       yield file
@@ -62,7 +64,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
       raise OutOfDiskError(
         error.errno,
         f"out of disk while writing {path}: nothing was lost; free space on"
-        " that disk (or point --config.workdir elsewhere) and run the same"
+        " that disk, or write to another one, and run the same"
         " command again",
       ) from error
     raise

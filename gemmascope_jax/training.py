@@ -276,7 +276,8 @@ def _initial_states(stream, recipes, scale, seed) -> list:
   """Every member before its first step, from a sample of the stream."""
   rows = min(_SAMPLE_ROWS, stream.rows)
   batches = math.ceil(rows / stream.batch_size)
-  sample = np.concatenate([stream.batch(step) for step in range(batches)])
+  found = [batch.copy() for _, batch in stream.iterate(0, batches)]
+  sample = np.concatenate(found)
   sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
   mean = jnp.asarray(stream.mean / scale, jnp.float32)
   key = jax.random.key(seed)

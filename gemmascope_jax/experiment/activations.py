@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import socket
 from typing import Any
 
@@ -43,8 +44,7 @@ def harvest(config: Config) -> store.Store:
     "dtype": config.harvest.dtype,
   }
   plan = harvesting.plan(lm, windows, names, policy, **arguments)
-  parent = config.harvest.root or str(settings.workdir(config) / "store")
-  root = f"{parent.rstrip('/')}/{plan.name}"
+  root = f"{_stores(config)}/{plan.name}"
   made = harvesting.harvest(
     lm,
     windows,
@@ -65,6 +65,16 @@ def harvest(config: Config) -> store.Store:
   return made
 
 
+def _stores(config: Config) -> str:
+  """The folder of stores: a URL, or a path from the file system's root."""
+  named = config.harvest.root
+  if "://" in named:
+    return named.rstrip("/")
+  if named:
+    return str(pathlib.Path(named).expanduser().resolve())
+  return str(settings.workdir(config) / "store")
+
+
 def _key(config: Config) -> str:
   """Of all settings that decide what the store holds, and where it is."""
   where = ("part", "parts")
@@ -79,13 +89,23 @@ def _key(config: Config) -> str:
 
 
 def _windows(config: Config, tokenizer) -> Windows:
-  """The training text as windows of tokens, on disk, made once."""
+  """The training text as windows of tokens, on disk, made once.
+
+  Parts that share a folder of stores on a file system share the tokenising as
+  well; where that folder is on an object store, each part does all of it.
+  """
   key = {"text": settings.text(config), "split": "train"}
   named = artifacts.fingerprint(
     [key, tokenizer.fingerprint, config.harvest.rows]
   )
+  part = (config.harvest.part, config.harvest.parts)
+  folder = settings.workdir(config) / "tokens" / named
+  if config.harvest.parts > 1 and "://" in config.harvest.root:
+    part = (0, 1)
+  elif config.harvest.parts > 1:
+    folder = pathlib.Path(_stores(config)) / "tokens" / named
   return token_files.make(
-    settings.workdir(config) / "tokens" / named,
+    folder,
     lambda: settings.mixed_documents(config, "train"),
     tokenizer,
     config.data.window,
@@ -94,7 +114,7 @@ def _windows(config: Config, tokenizer) -> Windows:
     rows=config.harvest.rows,
     packed=config.data.packed,
     chat=settings.chat_template(config, tokenizer),
-    part=(config.harvest.part, config.harvest.parts),
+    part=part,
     progress=config.progress,
   )
 
@@ -141,6 +161,11 @@ def open_rows(config: Config) -> store.Store | live.LiveRows:
     )
   if source == LIVE:
     return _live_rows(config)
+  if re.fullmatch(r"[\w.-]+:\d+", source):
+    raise ValueError(
+      f"data.source is {source}: expected grpc://{source} for a server, the path"
+      " or URL of a store, or live"
+    )
   return store.Store.open(source or _harvested(config))
 
 

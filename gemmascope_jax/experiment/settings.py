@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from gemmascope_jax import gemma, parallel
+from gemmascope_jax import cache, gemma, parallel
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.stores import store_plan
 from gemmascope_jax.data.streams.order import Shuffle
 from gemmascope_jax.data.text import documents
 from gemmascope_jax.data.tokens import packing
@@ -58,6 +59,22 @@ def check(config: Config) -> None:
     raise ValueError(
       f"harvest.part is {config.harvest.part}; expected"
       f" 0..{config.harvest.parts - 1}, one of harvest.parts"
+    )
+  if config.harvest.dtype not in store_plan.DTYPES:
+    raise ValueError(
+      f"harvest.dtype is {config.harvest.dtype!r}; expected one of"
+      f" {', '.join(store_plan.DTYPES)}"
+    )
+  if config.data.window < 2 or not 0 <= config.data.held_out <= 1:
+    raise ValueError(
+      f"data.window is {config.data.window}, data.held_out"
+      f" {config.data.held_out}; expected at least 2 tokens, and a share from 0"
+      " to 1"
+    )
+  if config.data.source_timeout <= 0:
+    raise ValueError(
+      f"data.source_timeout is {config.data.source_timeout}; expected more"
+      " than 0 seconds"
     )
   shuffle(config)
 
@@ -118,7 +135,7 @@ def text(config: Config) -> dict[str, Any]:
   values = config.data.to_dict()
   for name in ("source", "source_timeout", "source_ca"):
     del values[name]
-  return values | {"files": [_files(name) for name in sources(config)]}
+  return values | {"files": [_contents(name) for name in sources(config)]}
 
 
 def shuffle(config: Config) -> Shuffle:
@@ -157,14 +174,28 @@ def model_files(config: Config) -> list:
   return _files(config.lm.source)
 
 
+def _contents(source: str) -> list:
+  """Names and hashes of local texts: the same on every machine."""
+  return [
+    [name, cache.file_hash(path)] for name, path, _ in _local_files(source)
+  ]
+
+
 def _files(source: str) -> list:
+  return [
+    [name, stat.st_size, stat.st_mtime_ns]
+    for name, _, stat in _local_files(source)
+  ]
+
+
+def _local_files(source: str) -> list:
+  """(name, path, stat) of the files of a local source."""
   name = source.removeprefix("file:").removeprefix("hf:")
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     return []
   files = sorted(path.rglob("*")) if path.is_dir() else [path]
-  stats = [(file.name, file.stat()) for file in files if file.is_file()]
-  return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+  return [(file.name, file, file.stat()) for file in files if file.is_file()]
 
 
 def recipes(config: Config) -> list[Recipe]:

@@ -21,14 +21,26 @@ def read_token(file: str | os.PathLike | None = None) -> str | None:
   """The token: a file's content, else the environment's, else None.
 
   Raises:
-    ValueError: the file is empty.
+    FileNotFoundError: there is no such file.
+    ValueError: the file is empty, or the token holds what no header can carry.
   """
   if not file:
-    return os.environ.get(VARIABLE) or None
-  token = pathlib.Path(file).read_text(encoding="utf-8").strip()
-  if not token:
-    raise ValueError(f"{file} is empty: expected the token in it")
-  return token
+    where, token = f"${VARIABLE}", os.environ.get(VARIABLE, "").strip()
+  else:
+    where = f"token file {file}"
+    try:
+      raw = pathlib.Path(file).read_bytes()
+    except OSError as error:
+      raise FileNotFoundError(f"{where}: {error.strerror}") from error
+    token = raw.decode("utf-8", "replace").strip()
+    if not token:
+      raise ValueError(f"{where} is empty: expected the token in it")
+  if not (token.isascii() and (token.isprintable() or not token)):
+    raise ValueError(
+      f"{where} holds characters that a token can't have: expected printable"
+      " ASCII on one line"
+    )
+  return token or None
 
 
 def headers(token: str | None) -> list[tuple[bytes, bytes]]:

@@ -116,6 +116,8 @@ class ServerStream:
       plan, self._store, site, batch_size, self.shuffle
     )
     self._buffers = Buffers()
+    self._lock = threading.Lock()
+    self._iterating: set[str] = set()
     memory.keep_freed()
 
   def batch(self, step: int, part: slice = stream.WHOLE) -> np.ndarray:
@@ -166,6 +168,11 @@ class ServerStream:
       return
     if trainer and (first, last) != (0, self.batch_size):
       trainer = f"{trainer}[{first}:{last}]"  # one process of several
+    if trainer:
+      with self._lock:
+        while trainer in self._iterating:
+          trainer += "'"  # a second iterator beside the first
+        self._iterating.add(trainer)
     assembly = Assembly(start, last - first, self.width, ahead, self._buffers)
     followers = [
       _Follower(
@@ -187,6 +194,8 @@ class ServerStream:
       assembly.close()
       for follower in followers:
         follower.end()
+      with self._lock:
+        self._iterating.discard(trainer)
 
   def _ticket(self, owned, part, start, stop, trainer) -> protocol.Ticket:
     return protocol.Ticket(

@@ -60,6 +60,8 @@ class Connection:
     self.address = address
     self._headers = access.headers(token)
     self._certificates = tls_ca and pathlib.Path(tls_ca).read_bytes()
+    if self._certificates and b"-----BEGIN" not in self._certificates:
+      raise ValueError(f"{tls_ca} is no certificate: expected a PEM file")
     self._lock = threading.Lock()
     self._reader: flight.FlightStreamReader | None = None
     self._cancelled = False

@@ -238,7 +238,8 @@ def from_flight(error: Exception, address: str) -> Exception | None:
   if any(words in text for words in _UNTRUSTED):
     return ConnectionError(
       f"server {address}: nobody trusted has signed its certificate for that"
-      " address; give the file of who did (tls_ca)"
+      " address; give the file of who did (tls_ca in"
+      " Python, --config.data.source_ca)"
     )
   info = getattr(error, "extra_info", None)
   if not info:

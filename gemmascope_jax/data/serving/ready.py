@@ -28,6 +28,7 @@ import numpy as np
 
 from gemmascope_jax.throughput import Meter
 
+_MOST = 4096  # batches in the buffer, however small: each look goes over all
 _LATE = 4  # batches kept that were read for trainers out of the buffer
 _LOOK = 0.25  # seconds between looks at the clock and at cancelled calls
 _LIVE = 30.0  # seconds; with patience 0, how long a silent trainer leads
@@ -87,6 +88,7 @@ class Trainer:
     self.meter = Meter()
     self.taken_at = time.monotonic()
     self.late_since: float | None = None
+    self.connected = True
     self.gone = False  # replaced by a newer connection of that name, or left
 
 
@@ -133,6 +135,7 @@ class ReadyBatches:
         trainer.meter = before.meter
         trainer.late_since = before.late_since  # no new grace for restarting
       self._trainers[name] = trainer
+      self._forget_the_dead()
       self._changed.notify_all()
       return trainer
 
@@ -194,8 +197,14 @@ class ReadyBatches:
   def peek(self, step: int) -> Batch:
     """A batch for a reader that nobody needs to wait for."""
     with self._changed:
-      batch = self._ready.get(step) or self._late.get(step)
-      return batch or self._read(step, True, None)
+      while not self._closed:
+        batch = self._ready.get(step) or self._late.get(step)
+        if batch is not None:
+          return batch
+        if step not in self._reading:
+          return self._read(step, True, None)
+        self._changed.wait(_LOOK)
+      raise Ended
 
   def trainers(self) -> list[Trainer]:
     """Those that have not left, the fastest first."""
@@ -230,6 +239,14 @@ class ReadyBatches:
     self._late.clear()
 
   # What follows is called with the condition held.
+
+  def _forget_the_dead(self) -> None:
+    """Drops trainers whose connection ended long ago without a good-bye."""
+    grace = max(self._patience, _LIVE)
+    for name, trainer in list(self._trainers.items()):
+      silent = time.monotonic() - trainer.taken_at
+      if not trainer.connected and silent > grace:
+        del self._trainers[name]
 
   def _read(self, step: int, late: bool, trainer: Trainer | None) -> Batch:
     """Reads a batch, once for all who ask meanwhile."""
@@ -285,6 +302,7 @@ class ReadyBatches:
     too_many = size * (1 + sum(not late for late in self._reading.values()))
     too_many += sum(batch.rows.nbytes for batch in self._ready.values())
     too_many -= max(self._capacity(), size)
+    too_many = max(too_many, size * (len(self._ready) + 1 - _MOST))
     if too_many <= 0:
       return True
     needed = [

@@ -98,6 +98,7 @@ class SharedStream:
       take = self._takes(ticket, alive)
     for batch, meter in take:
       if cancelled():
+        take.close()
         return
       if batch is None:
         yield None
@@ -134,7 +135,11 @@ class SharedStream:
       except Exception:
         self.ready.leave(name)  # it ends with this error: nobody need wait
         raise
-      yield batch, trainer.meter
+      try:
+        yield batch, trainer.meter
+      except GeneratorExit:  # cancelled: it may come back, or be dead
+        trainer.connected = False
+        raise
     self.ready.leave(name)
 
 

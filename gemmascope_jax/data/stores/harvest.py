@@ -192,19 +192,22 @@ def harvest(
 
   if parts == 1:
     with files.lock(store_writing.LOCK):
-      store_writing.require_no_parts(files)
+      store_writing.require_same_parts(files, 1)
       store_writing.require_same_plan(files, asked)
       store_writing.remove_leftovers(files, asked, lambda shard: True)
       store_writing.write_first(files, asked, used)
       make("harvest")
       store_writing.write_last(files, asked, used, config)
   else:
-    with store_writing.patient_lock(files, store_writing.LOCK, patience_s):
-      store_writing.require_same_plan(files, asked)
-      store_writing.remove_leftovers(files, asked, lambda shard: shard is None)
-      store_writing.write_first(files, asked, used)
-    with files.lock(store_writing.part_lock(number, parts)):
-      store_writing.remove_leftovers(files, asked, lambda shard: shard in mine)
+    with contextlib.ExitStack() as held:
+      with store_writing.patient_lock(files, store_writing.LOCK, patience_s):
+        store_writing.require_same_plan(files, asked)
+        store_writing.require_same_parts(files, parts)
+        held.enter_context(files.lock(store_writing.part_lock(number, parts)))
+        store_writing.remove_leftovers(
+          files, asked, lambda shard: shard is None or shard in mine
+        )
+        store_writing.write_first(files, asked, used)
       make(f"harvest, part {number} of {parts}:")
     _await_others(files, asked, patience_s, progress)
     with store_writing.patient_lock(files, store_writing.LOCK, patience_s):

@@ -34,6 +34,9 @@ import numpy as np
 from gemmascope_jax.data.stores.files import Folder
 from gemmascope_jax.data.stores.store_plan import StorePlan
 
+# What a shard's JSON file says.
+SIDECAR = ("rows", "bytes", "sha256", "checks_sha256", "moments_sha256")
+
 
 class CorruptStoreError(ValueError):
   """A file of a store is missing, truncated or altered; the text names it."""

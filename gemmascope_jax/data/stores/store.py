@@ -34,11 +34,15 @@ from gemmascope_jax.data.stores import (
 )
 from gemmascope_jax.data.stores.files import Folder, folder
 from gemmascope_jax.data.stores.shards import CorruptStoreError
-from gemmascope_jax.data.stores.store_plan import StoreMismatchError, StorePlan
+from gemmascope_jax.data.stores.store_plan import (
+  FILE,
+  StoreMismatchError,
+  StorePlan,
+)
 from gemmascope_jax.data.stores.store_reading import Held, LocalRows, RemoteRows
 from gemmascope_jax.data.stores.trace import Origins
 
-MANIFEST, PLAN = "manifest.json", "plan.json"
+MANIFEST, PLAN = "manifest.json", FILE
 TOKENS, DOCUMENTS = "tokens.npy", "documents.npy"
 KEYS, ROW_STARTS = "keys.npy", "row_starts.npy"
 MOMENTS = "moments.npy"  # in each site's folder
@@ -62,6 +66,7 @@ class Store:
     self.files, self.root = files, files.root
     self.manifest = manifest
     self.plan = StorePlan.from_dict(manifest, files.path(MANIFEST))
+    _require_whole(manifest, self.plan, files.path(MANIFEST))
     self._moments = functools.cache(self._read_moments)
     rows = LocalRows if files.is_local else RemoteRows
     self._rows = rows(files, self.plan)
@@ -233,26 +238,28 @@ class Store:
 
   def _read_moments(self, site: str) -> np.ndarray:
     self._require_site(site)
-    name = f"{site}/{MOMENTS}"
-    moments = np.array(self._side(name))
-    # Small, and every batch is scaled by it.
-    digest = hashlib.sha256(artifacts.npy_bytes(moments)).hexdigest()
+    return np.array(self._side(f"{site}/{MOMENTS}"))
+
+  def _side(self, name: str) -> np.ndarray:
+    """A file beside the rows, compared with the manifest when first used."""
+    path = self.files.path(name)
+    try:
+      array = self.files.array(name)
+      digest = (
+        self.files.sha256(name)
+        if self.files.is_local
+        else hashlib.sha256(artifacts.npy_bytes(array)).hexdigest()
+      )
+    except (OSError, ValueError, EOFError) as error:
+      raise CorruptStoreError(
+        f"{path}: {error}. {shards.remedy(path)}"
+      ) from error
     if digest != self.manifest["files"][name]:
-      path = self.files.path(name)
       raise CorruptStoreError(
         f"{path} has other bytes than the manifest records."
         f" {shards.remedy(path)}"
       )
-    return moments
-
-  def _side(self, name: str) -> np.ndarray:
-    try:
-      return self.files.array(name)
-    except (OSError, ValueError, EOFError) as error:
-      path = self.files.path(name)
-      raise CorruptStoreError(
-        f"{path}: {error}. {shards.remedy(path)}"
-      ) from error
+    return array
 
   def _require_site(self, site: str) -> None:
     if site not in self.sites:
@@ -291,3 +298,29 @@ class Store:
   def describe(self) -> str:
     """What the store is, for people."""
     return store_summary.table(store_summary.summary(self))
+
+
+def _require_whole(
+  manifest: dict[str, Any], plan: StorePlan, path: str
+) -> None:
+  """Refuses a manifest that was altered, or lacks something."""
+  names = [*SIDE_FILES, *(f"{site}/{MOMENTS}" for site, _ in plan.sites)]
+  try:
+    good = (
+      manifest["fingerprint"] == plan.fingerprint
+      and set(names) <= set(manifest["files"])
+      and all(
+        len(manifest["sites"][site]["shards"]) == plan.shards
+        for site, _ in plan.sites
+      )
+      and {"sources", "documents", "config", "code", "made_with"}
+      <= set(manifest)
+    )
+  except (KeyError, TypeError):
+    good = False
+  if not good:
+    raise CorruptStoreError(
+      f"{path} is damaged: what it says of the store does not fit together"
+      " (its fingerprint is computed from it). Delete it and run the same"
+      " harvest again, which keeps the shards"
+    )

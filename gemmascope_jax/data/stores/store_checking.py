@@ -15,6 +15,7 @@ import tqdm
 
 from gemmascope_jax.data.stores import shards
 from gemmascope_jax.data.stores.files import Folder
+from gemmascope_jax.data.stores.store_plan import FILE, StorePlan
 
 if TYPE_CHECKING:
   from gemmascope_jax.data.stores.store import Store
@@ -57,6 +58,8 @@ def find_damage(store: Store, progress: bool = False) -> list[Damage]:
   for name, sidecar in sidecars.items():
     if name in sizes and not _says(store.files, name, sidecar):
       damage.append(Damage(name, "says something else than the manifest"))
+  if not _is_plan_of(store):
+    damage.append(Damage(FILE, "says something else than the manifest"))
   names = [name for name in digests if name in sizes]
   threads = min(_THREADS, os.cpu_count() or 1)
   if not store.files.is_local:
@@ -91,6 +94,14 @@ def set_aside(store: Store, damage: Iterable[Damage]) -> list[str]:
       store.files.rename(name, name + ASIDE)
       renamed.append(name + ASIDE)
   return renamed
+
+
+def _is_plan_of(store: Store) -> bool:
+  try:
+    found = StorePlan.from_dict(store.files.read_json(FILE), FILE)
+  except (OSError, ValueError):
+    return False
+  return found.fingerprint == store.fingerprint
 
 
 def _says(files: Folder, name: str, sidecar: dict) -> bool:

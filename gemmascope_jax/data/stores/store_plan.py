@@ -17,6 +17,7 @@ from gemmascope_jax.data.policy import TokenPolicy
 
 FORMAT = 2
 KIND = "gemmascope_jax activation store"
+FILE = "plan.json"  # in a store
 DTYPES = ("float32", "bfloat16")
 
 
@@ -114,16 +115,28 @@ class StorePlan:
     """
     if not isinstance(value, dict) or value.get("kind") != KIND:
       raise ValueError(f"{where} does not describe an activation store")
-    if value["format"] != FORMAT:
+    found = value.get("format")
+    if found != FORMAT:
+      newer = isinstance(found, int) and found > FORMAT
       remedy = (
         "update gemmascope_jax"
-        if value["format"] > FORMAT
+        if newer
         else "harvest it again, into another folder"
       )
       raise ValueError(
-        f"{where} has format {value['format']}, but this version of the code"
-        f" reads format {FORMAT}: {remedy}"
+        f"{where} has format {found}, but this version of the code reads format"
+        f" {FORMAT}: {remedy}"
       )
+    try:
+      return cls._from_dict(value)
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(
+        f"{where} is damaged ({type(error).__name__}: {error}): delete it and"
+        " run the same harvest again, which keeps the shards"
+      ) from error
+
+  @classmethod
+  def _from_dict(cls, value: dict[str, Any]) -> StorePlan:
     return cls(
       model=value["model"]["label"],
       weights_hash=value["model"]["weights_hash"],

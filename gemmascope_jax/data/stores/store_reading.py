@@ -214,9 +214,10 @@ class _MappedShard:
       ),
     }
     self.path = files.path(shards.rows_name(site, shard))
-    (self._rows, self._map), (self._checks, _) = (
+    (self._rows, rows), (self._checks, checks) = (
       _map(path, form) for path, form in self._forms.items()
     )
+    self._maps = dict(zip(self._forms, (rows, checks), strict=True))
     self._mark = shards.shard_mark(plan, site, shard)
 
   def will_read(self, runs: Iterable[_Run]) -> None:
@@ -249,11 +250,12 @@ class _MappedShard:
       CorruptStoreError: the file was cut since it was opened; reading beyond
         its end would end the process.
     """
-    if self._map.size() < len(self._map):
-      raise CorruptStoreError(
-        f"{self.path} was cut to {self._map.size():,} bytes while it was read."
-        f" {shards.remedy(self.path)}"
-      )
+    for path, mapped in self._maps.items():
+      if mapped.size() < len(mapped):
+        raise CorruptStoreError(
+          f"{path} was cut to {mapped.size():,} bytes while it was read."
+          f" {shards.remedy(path)}"
+        )
     np.take(self._rows, offsets, axis=0, out=rows, mode="clip")
     np.subtract(self._checks[offsets], self._mark, out=checks)
 

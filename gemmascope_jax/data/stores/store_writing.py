@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import json
 import os
 import sys
 import time
@@ -32,11 +33,13 @@ from gemmascope_jax.data.stores.files import (
   free_bytes,
 )
 from gemmascope_jax.data.stores.forward import row_starts
+from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StorePlan
 from gemmascope_jax.data.tokens.packing import Windows
 
 LOCK = "writer.lock"
 _PART_LOCKS = "writer.*-of-*.lock"
+_COMPARED = 4096  # windows at once
 _LEFTOVERS = "*.incomplete"  # what a killed `artifacts.atomic_write` leaves
 
 
@@ -61,8 +64,15 @@ def require_same_plan(root: str | os.PathLike | Folder, asked: StorePlan):
   found = files.sizes()
   for name in (store.MANIFEST, store.PLAN):
     if name in found:
-      plan = StorePlan.from_dict(files.read_json(name), files.path(name))
-      asked.require_same(plan, files.root)
+      path = files.path(name)
+      try:
+        found = files.read_json(name)
+      except ValueError as error:
+        raise CorruptStoreError(
+          f"{error}. Delete {path} and run the same harvest again, which keeps"
+          " the shards"
+        ) from error
+      asked.require_same(StorePlan.from_dict(found, path), files.root)
       return
   own = (LOCK, _PART_LOCKS, _LEFTOVERS)
   foreign = [
@@ -129,11 +139,17 @@ def remove_leftovers(
       files.remove(name)
 
 
-def require_no_parts(files: Folder) -> None:
-  """Raises `LockedError` if a process that makes one of several parts runs."""
+def require_same_parts(files: Folder, parts: int) -> None:
+  """Raises `LockedError` if others make the store in another number of parts.
+
+  Args:
+    files: the store's folder.
+    parts: this process's number of parts.
+  """
   for name in fnmatch.filter(files.sizes(), _PART_LOCKS):
-    with files.lock(name):
-      pass
+    if not name.endswith(f"-of-{parts}.lock"):
+      with files.lock(name):  # its holder is gone, or this raises
+        pass
 
 
 @contextlib.contextmanager
@@ -161,7 +177,7 @@ def patient_lock(files: Folder, name: str, patience_s: float) -> Iterator[None]:
 
 
 def write_first(files: Folder, asked: StorePlan, used: Windows) -> None:
-  """Plan, tokens and what belongs to them, where they are missing."""
+  """Plan, tokens and what belongs to them, where missing or altered."""
   found = files.sizes()
   if store.PLAN not in found:
     files.write_json(store.PLAN, asked.to_dict())
@@ -171,7 +187,7 @@ def write_first(files: Folder, asked: StorePlan, used: Windows) -> None:
     (store.KEYS, lambda: used.keys),
     (store.ROW_STARTS, lambda: row_starts(asked.policy, used.tokens)),
   ):
-    if name not in found:
+    if name not in found or not _holds(files, name, array()):
       files.write_npy(name, array())
 
 
@@ -208,47 +224,96 @@ def write_last(
   used: Windows,
   config: dict[str, Any] | None,
 ) -> None:
-  """Sums over all shards and the manifest, where they are missing."""
+  """Sums over all shards and the manifest, where missing or altered."""
   entries = {}
   for site, width in asked.sites:
     name = f"{site}/{store.MOMENTS}"
-    if not files.exists(name):
-      total = np.zeros((2, width), np.float64)
-      for shard in range(asked.shards):
-        total += files.array(shards.moments_name(site, shard))
+    sidecars = concurrently(
+      lambda shard, site=site: _sidecar(files, site, shard),
+      range(asked.shards),
+    )
+    total = np.zeros((2, width), np.float64)
+    for shard, sidecar in enumerate(sidecars):
+      total += _moments(files, site, shard, sidecar)
+    if not files.exists(name) or not _holds(files, name, total):
       files.write_npy(name, total)
-    total = files.array(name)
     mean = total[0] / asked.rows
     square = float(total[1].sum() / asked.rows)
     entries[site] = {
       "width": width,
       "mean_square_norm": square,
       "total_variance": square - float(mean @ mean),
-      "shards": concurrently(
-        lambda shard, site=site: files.read_json(
-          shards.sidecar_name(site, shard)
-        ),
-        range(asked.shards),
-      ),
+      "shards": sidecars,
     }
-  if files.exists(store.MANIFEST):
-    return
   names = [*store.SIDE_FILES, *(f"{site}/{store.MOMENTS}" for site in entries)]
-  manifest = {
+  facts = {
     **asked.to_dict(),
     "fingerprint": asked.fingerprint,
     "sites": entries,
     "sources": list(used.sources),
     "documents": len(used.keys),
     "files": {name: files.sha256(name) for name in names},
-    "config": config or {},
-    "code": artifacts.code_version(),
-    "made_with": {
-      "jax": jax.__version__,
-      "device": jax.devices()[0].device_kind,
-    },
   }
-  files.write_json(store.MANIFEST, manifest)
+  facts = json.loads(artifacts.canonical_json(facts))
+  if files.exists(store.MANIFEST):
+    before = files.read_json(store.MANIFEST)
+    # Labels, config and code are those of who made it first.
+    same = set(facts) - {"model", "sources"}
+    if all(before.get(key) == facts[key] for key in same):
+      return
+  files.write_json(
+    store.MANIFEST,
+    facts
+    | {
+      "config": config or {},
+      "code": artifacts.code_version(),
+      "made_with": {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+      },
+    },
+  )
+
+
+def _sidecar(files: Folder, site: str, shard: int) -> dict[str, Any]:
+  name = shards.sidecar_name(site, shard)
+  path = files.path(name)
+  try:
+    found = files.read_json(name)
+    return {key: found[key] for key in shards.SIDECAR}
+  except (ValueError, KeyError, TypeError) as error:
+    raise CorruptStoreError(
+      f"{path} does not say what its shard is ({error}). {shards.remedy(path)}"
+    ) from error
+
+
+def _moments(
+  files: Folder, site: str, shard: int, sidecar: dict[str, Any]
+) -> np.ndarray:
+  """The sums of one shard, if they are what was written."""
+  name = shards.moments_name(site, shard)
+  if files.sha256(name) != sidecar["moments_sha256"]:
+    path = files.path(name)
+    raise CorruptStoreError(
+      f"{path} has other bytes than were written there. {shards.remedy(path)}"
+    )
+  return files.array(name)
+
+
+def _holds(files: Folder, name: str, array: np.ndarray) -> bool:
+  """Whether a file holds just this array; compared a part at a time."""
+  try:
+    found = files.array(name)
+  except (OSError, ValueError, EOFError):
+    return False
+  return (
+    found.shape == array.shape
+    and found.dtype == array.dtype
+    and all(
+      np.array_equal(found[i : i + _COMPARED], array[i : i + _COMPARED])
+      for i in range(0, len(array), _COMPARED)
+    )
+  )
 
 
 def _all_names(files: Folder, asked: StorePlan) -> set[str]:

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 
+_SMALL = 1 << 18  # bytes
 _ALIGNMENT = 64  # bytes; JAX need not copy such an array on the CPU
 
 
@@ -16,6 +17,7 @@ class Buffers:
 
   Fresh memory costs as much as filling it: the system zeroes every page. Who
   was given an array may keep it, or a view of it, for as long as they like.
+  Small arrays are always new: malloc does as well.
 
   Attributes:
     keep: the most arrays that wait to be used again.
@@ -29,6 +31,8 @@ class Buffers:
   def take(self, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     """An array of this shape; its content is arbitrary."""
     size = math.prod(shape) * dtype.itemsize
+    if size < _SMALL:
+      return np.empty(shape, dtype)
     with self._lock:
       for index in range(len(self._buffers)):
         # The list's own reference, and the one that getrefcount is given.

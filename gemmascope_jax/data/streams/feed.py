@@ -25,6 +25,7 @@ from gemmascope_jax.throughput import Meter
 COPY = "host-to-device copy"
 TRAINER = "trainer"
 _POLL_SECONDS = 0.1
+_LAST_SECONDS = 2.0
 
 
 class Feed:
@@ -82,7 +83,8 @@ class Feed:
   ) -> Iterator[tuple[int, jax.Array]]:
     """(step, float32 [B, D]) from `start` up to `stop`, in order.
 
-    The thread ends when the iterator is closed, dropped or fails.
+    The thread ends when the iterator is closed, dropped or fails, or soon
+    after: nobody waits for it longer than 2 seconds.
     """
     ready: queue.Queue = queue.Queue(maxsize=1)
     closed = threading.Event()
@@ -131,7 +133,9 @@ class Feed:
         del item
     finally:
       closed.set()
-      thread.join()
+      # A stream that waits for servers may not hear of it; the thread is a
+      # daemon, and touches nothing once it is let go.
+      thread.join(_LAST_SECONDS)
 
 
 def rows_here(sharding: Sharding, batch_size: int) -> slice:

@@ -14,7 +14,7 @@ from gemmascope_jax.data.serving import client, protocol
 from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store import Store
-from gemmascope_jax.data.stores.store_plan import StoreMismatchError
+from gemmascope_jax.data.stores.store_plan import StoreMismatchError, StorePlan
 from gemmascope_jax.data.streams.order import Shuffle
 from gemmascope_jax.data.streams.stream import StoreStream
 
@@ -143,6 +143,8 @@ def test_servers_that_do_not_belong_together(serve, store, tmp_path):
   other = shutil.copytree(store.root, tmp_path / "other")
   manifest = json.loads((other / "manifest.json").read_text())
   manifest["tokens_sha256"] = "f" * 64
+  plan = StorePlan.from_dict(manifest, other)
+  manifest["fingerprint"] = plan.fingerprint
   (other / "manifest.json").write_text(json.dumps(manifest))
   foreign = serve(2, 3, store=Store.open(other))
   with pytest.raises(StoreMismatchError, match="give the addresses of one"):

@@ -251,3 +251,11 @@ def test_take_gives_up_in_time(open_buffer):
   assert ready.take(b, 0.2) is None
   assert time.monotonic() - start < 0.6
   thread.join()
+
+
+def test_readers_of_single_batches_share_a_reading(open_buffer):
+  source = Counted(seconds=0.05)
+  ready = open_buffer(source, 8, 5.0)
+  steps = together(*[(ready.peek, 3) for _ in range(6)])
+  assert {batch.step for batch in steps} == {3}
+  assert source.read_steps.count(3) == 1

@@ -68,7 +68,7 @@ for step, rows in stream.iterate(int(sys.argv[2]), 100):
 def test_four_trainers_one_killed_and_one_reading(serve, wide_store, processes):
   """Rows read from the store < 1.2 of what one trainer needs."""
   size = 128 * 2304 * 4
-  serving = serve(store=wide_store, buffer_bytes=30 * size)
+  serving = serve(store=wide_store, buffer_bytes=30 * size, patience=60.0)
   expected = StoreStream(wide_store, "res.0", 128)
   expected = [rows.copy() for _, rows in expected.iterate(0, 100)]
   found = {}

@@ -18,7 +18,7 @@ from tiny_gemma import OPTIONS, POLICY, SITES, ByteTokenizer
 
 from gemmascope_jax import artifacts, gemma
 from gemmascope_jax.data.lock import LockedError, write_lock
-from gemmascope_jax.data.stores import forward
+from gemmascope_jax.data.stores import forward, store_checking
 from gemmascope_jax.data.stores.harvest import harvest, plan
 from gemmascope_jax.data.stores.shards import CorruptStoreError, decode, encode
 from gemmascope_jax.data.stores.store import Store
@@ -392,3 +392,100 @@ def test_progress_bar(lm, tmp_path, capfd):
   assert "harvest res.0: 100%" in shown and "rows/s" in shown
   run(lm, tmp_path / "t", sites=("res.0",), progress=False)
   assert not capfd.readouterr().err
+
+
+def unfinished(store, tmp_path):
+  """A copy of a finished store, as a kill just before its end leaves it."""
+  root = shutil.copytree(store.root, tmp_path / "unfinished")
+  (root / "manifest.json").unlink()
+  (root / "res.1/moments.npy").unlink()
+  return root
+
+
+def again(lm, root):
+  return harvest(lm, tiny_gemma.windows(), SITES, root, POLICY, **OPTIONS)
+
+
+def all_but_manifest(root):
+  return {
+    path.relative_to(root).as_posix(): path.read_bytes()
+    for path in pathlib.Path(root).rglob("*")
+    if path.is_file() and path.name != "manifest.json"  # holds the config
+  }
+
+
+def flip(path, at=-5):
+  raw = bytearray(path.read_bytes())
+  raw[at] ^= 1
+  path.write_bytes(raw)
+
+
+def test_damaged_sums_of_a_shard_never_become_the_stores(lm, store, tmp_path):
+  root = unfinished(store, tmp_path)
+  flip(root / "res.1/00002.moments.npy")
+  with pytest.raises(CorruptStoreError, match=r"00002\.moments\.npy has other"):
+    again(lm, root)
+  (root / "res.1/00002.moments.npy").unlink()
+  assert again(lm, root).statistics("res.1")[1] == store.statistics("res.1")[1]
+  assert all_but_manifest(root) == all_but_manifest(store.root)
+
+
+def test_damaged_sums_of_a_site_are_made_again(lm, store, tmp_path):
+  root = unfinished(store, tmp_path)
+  flip(root / "mlp.1/moments.npy")
+  again(lm, root).verify()
+  assert all_but_manifest(root) == all_but_manifest(store.root)
+
+
+@pytest.mark.parametrize(
+  "name", ["tokens.npy", "documents.npy", "keys.npy", "row_starts.npy"]
+)
+def test_damaged_side_files_are_written_again_on_resume(
+  lm, store, tmp_path, name
+):
+  root = unfinished(store, tmp_path)
+  flip(root / name)
+  again(lm, root).verify()
+  assert all_but_manifest(root) == all_but_manifest(store.root)
+
+
+def test_a_sidecar_that_says_nothing(lm, store, tmp_path):
+  root = unfinished(store, tmp_path)
+  (root / "res.1/00003.json").write_text('{"rows"')
+  with pytest.raises(CorruptStoreError, match=r"00003\.json .* Delete"):
+    again(lm, root)
+  (root / "res.1/00003.json").unlink()
+  again(lm, root).verify()
+  assert all_but_manifest(root) == all_but_manifest(store.root)
+
+
+def test_a_manifest_with_another_hash_is_written_again(lm, store, tmp_path):
+  root = shutil.copytree(store.root, tmp_path / "copy")
+  manifest = json.loads((root / "manifest.json").read_text())
+  whole = json.dumps(manifest)
+  manifest["sites"]["res.1"]["shards"][1]["sha256"] = "0" * 64
+  (root / "manifest.json").write_text(json.dumps(manifest))
+  opened = Store.open(root)
+  damage = store_checking.find_damage(opened)
+  assert {name for name, _ in damage} == {"res.1/00001.npy", "res.1/00001.json"}
+  store_checking.set_aside(opened, damage)
+  again(lm, root).verify()
+  found = json.loads((root / "manifest.json").read_text())
+  assert found["sites"] == json.loads(whole)["sites"]
+
+
+def test_other_numbers_of_parts_at_once_are_refused(lm, store, tmp_path):
+  root = unfinished(store, tmp_path)
+  (root / "res.1/00002.npy").unlink()
+  with write_lock(root, "writer.0-of-2.lock"):
+    for part in ((1, 3), (0, 1)):
+      with pytest.raises(LockedError, match="is being written by process"):
+        harvest(
+          lm,
+          tiny_gemma.windows(),
+          SITES,
+          root,
+          POLICY,
+          part=part,
+          **OPTIONS,
+        )

@@ -217,3 +217,48 @@ def test_other_formats_and_foreign_manifest(copy):
   (copy / "manifest.json").write_text('{"kin')
   with pytest.raises(ValueError, match="not valid JSON"):
     Store.open(copy)
+
+
+@pytest.mark.parametrize(
+  "name, use",
+  [
+    ("row_starts.npy", lambda store: store.trace(np.arange(9))),
+    ("tokens.npy", lambda store: store.tokens),
+    ("documents.npy", lambda store: store.documents),
+    ("keys.npy", lambda store: store.keys),
+    ("res.1/moments.npy", lambda store: store.statistics("res.1")),
+  ],
+)
+def test_side_files_are_compared_when_first_used(copy, name, use):
+  raw = bytearray((copy / name).read_bytes())
+  raw[-3] ^= 4
+  (copy / name).write_bytes(raw)
+  with pytest.raises(CorruptStoreError, match=f"{name} has other bytes"):
+    use(Store.open(copy))
+
+
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    (dict(rows=901), "manifest.json is damaged"),
+    (dict(files={}), "manifest.json is damaged"),
+    (dict(sites={}), "manifest.json is damaged"),
+    (dict(fingerprint="0"), "manifest.json is damaged"),
+    (dict(model=None), "manifest.json is damaged"),
+    (dict(format="2"), "has format 2, but"),
+  ],
+)
+def test_an_altered_manifest_is_refused(copy, change, says):
+  manifest = json.loads((copy / "manifest.json").read_text())
+  (copy / "manifest.json").write_text(json.dumps(manifest | change))
+  with pytest.raises(ValueError, match=says):
+    Store.open(copy)
+
+
+def test_checks_cut_while_they_are_open(copy):
+  opened = Store.open(copy)
+  opened.read("res.1", 0, 5)
+  with open(copy / "res.1/00000.checks.npy", "r+b") as file:
+    file.truncate(200)
+  with pytest.raises(CorruptStoreError, match=r"checks\.npy was cut to 200"):
+    opened.read("res.1", 0, 5)

@@ -98,12 +98,6 @@ def test_a_batch_that_is_kept_is_not_overwritten(store):
     np.testing.assert_array_equal(views[step], source.batch(12 + step)[3:5])
 
 
-def test_memory_of_batches_is_used_again(store):
-  source = StoreStream(store, SITE, 64)
-  places = {batch.ctypes.data for _, batch in source.iterate(0, 60)}
-  assert len(places) <= 6
-
-
 def test_only_the_needed_buckets_are_prepared(store):
   source = StoreStream(store, SITE, 64, Shuffle(0, bucket_rows=300))
   asked = []
