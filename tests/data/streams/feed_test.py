@@ -1,4 +1,5 @@
 import threading
+import time
 
 import jax
 import numpy as np
@@ -49,6 +50,25 @@ def test_thread_ends_when_dropped_and_when_the_stream_fails():
 
   with pytest.raises(ValueError, match="the disk is gone"):
     list(feed.Feed(Failing(64)).iterate(0, 5))
+  assert not feeding()
+
+
+def test_closing_does_not_wait_for_a_stream_that_hangs():
+  hanging = threading.Event()
+
+  class Hanging(RowsStream):
+    def iterate(self, start=0, stop=None, *, part=slice(None)):
+      yield start, self.batch(start, part)
+      hanging.wait(60)
+
+  batches = feed.Feed(Hanging(64)).iterate(0)
+  next(batches)
+  start = time.monotonic()
+  batches.close()
+  assert time.monotonic() - start < 10
+  hanging.set()
+  for thread in feeding():
+    thread.join(10)
   assert not feeding()
 
 
