@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from gemmascope_jax.data.serving import access, protocol
 
 # A stream that was cut off may raise any of Arrow's errors, not only Flight's.
 _FLIGHT = (flight.FlightError, pa.ArrowException)
+_LOOK = 0.2  # seconds between looks at whether nothing is wanted any more
 _CALL = 20.0  # seconds for an action
 SILENCE = 30.0  # seconds without a message, after which a server is lost
 
@@ -94,9 +96,7 @@ class Connection:
     with self._client() as client, self._translated():
       # Unlike the call after it, this one ends where nobody answers.
       list(client.do_action(("ping", b""), self._options(min(_CALL, SILENCE))))
-      reader = client.do_get(
-        flight.Ticket(ticket.to_bytes()), self._options(None)
-      )
+      reader = self._get(client, flight.Ticket(ticket.to_bytes()))
       with self._lock:
         self._reader = reader
         if self._cancelled:
@@ -113,6 +113,30 @@ class Connection:
           yield protocol.unpack(chunk.data, chunk.app_metadata)
       finally:
         reader.cancel()
+
+  def _get(
+    self, client: flight.FlightClient, ticket: flight.Ticket
+  ) -> flight.FlightStreamReader:
+    """`do_get`, which by itself waits for an answer for ever."""
+    answer: queue.SimpleQueue = queue.SimpleQueue()
+
+    def call():
+      try:
+        answer.put(client.do_get(ticket, self._options(None)))
+      except Exception as error:  # noqa: BLE001 - raised below
+        answer.put(error)
+
+    threading.Thread(target=call, name="do_get", daemon=True).start()
+    deadline = time.monotonic() + SILENCE
+    while time.monotonic() < deadline and not self._cancelled:
+      try:
+        found = answer.get(timeout=_LOOK)
+      except queue.Empty:
+        continue
+      if isinstance(found, Exception):
+        raise found
+      return found
+    raise LostConnectionError(f"it answered nothing for {SILENCE:.0f} s")
 
   def cancel(self) -> None:
     """Ends `read`, now and ever, from any thread."""

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.flight as flight
 import pytest
 
-from gemmascope_jax.data.serving import client, protocol
+from gemmascope_jax.data.serving import client, connection, protocol
 from gemmascope_jax.data.serving.client import ServerStream
+from gemmascope_jax.data.serving.server import StoreServer
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store import Store
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError, StorePlan
@@ -324,3 +325,36 @@ def test_positions_survive_any_message_size(serve, store, monkeypatch, seed):
   expected = StoreStream(store, SITE, B, SHUFFLES[1])
   remote = ServerStream(addresses(servers), SITE, B, SHUFFLES[1])
   require_same(first(remote, 10), first(expected, 10))
+
+
+def test_a_server_that_never_answers(store, monkeypatch):
+  thawed = threading.Event()
+
+  class Frozen(StoreServer):
+    def do_get(self, context, ticket):
+      thawed.wait(60)
+      return super().do_get(context, ticket)
+
+  monkeypatch.setattr(connection, "SILENCE", 1)
+  server = Frozen(store, buffer_bytes=1 << 20)
+  stream = ServerStream(server.address, SITE, B, timeout_s=2)
+  try:
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="is away for 2 s .it answered"):
+      stream.batch(0)
+    assert time.monotonic() - start < 20
+  finally:
+    thawed.set()
+    server.close()
+
+
+def test_iterators_of_one_stream_side_by_side(store, serve):
+  stream = ServerStream(serve().address, SITE, B, trainer="me")
+  expected = StoreStream(store, SITE, B)
+  one, two = stream.iterate(3), stream.iterate(5)
+  for number in range(4):
+    for iterator, step in ((one, 3 + number), (two, 5 + number)):
+      found, rows = next(iterator)
+      assert found == step
+      np.testing.assert_array_equal(rows, expected.batch(step))
+  one.close(), two.close()

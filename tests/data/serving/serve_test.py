@@ -59,7 +59,7 @@ CLIENT = """
 import hashlib, sys, time
 from gemmascope_jax.data.serving.client import ServerStream
 stream = ServerStream(sys.argv[1], "res.0", 128, trainer="killed")
-for step, rows in stream.iterate(int(sys.argv[2]), 100):
+for step, rows in stream.iterate(int(sys.argv[2]), 200):
   print(step, hashlib.sha256(rows).hexdigest(), flush=True)
   time.sleep(0.01)
 """
@@ -70,12 +70,12 @@ def test_four_trainers_one_killed_and_one_reading(serve, wide_store, processes):
   size = 128 * 2304 * 4
   serving = serve(store=wide_store, buffer_bytes=30 * size, patience=60.0)
   expected = StoreStream(wide_store, "res.0", 128)
-  expected = [rows.copy() for _, rows in expected.iterate(0, 100)]
+  expected = [rows.copy() for _, rows in expected.iterate(0, 200)]
   found = {}
 
   def train(name, seconds):
     stream = ServerStream(serving.address, "res.0", 128, trainer=name)
-    for step, rows in stream.iterate(0, 100):
+    for step, rows in stream.iterate(0, 200):
       found[name, step] = np.array_equal(rows, expected[step])
       time.sleep(seconds)
 
@@ -102,10 +102,10 @@ def test_four_trainers_one_killed_and_one_reading(serve, wide_store, processes):
     start = 35  # its checkpoint was a little older
   for thread in threads:
     thread.join()
-  assert len(found) == 4 * 100 and all(found.values())
+  assert len(found) == 4 * 200 and all(found.values())
   stats = serving.stats()
-  assert stats["rows_served"] >= 4 * 100 * 128
-  assert stats["rows_read"] < 1.2 * 100 * 128
+  assert stats["rows_served"] >= 4 * 200 * 128
+  assert stats["rows_read"] < 1.2 * 200 * 128
 
 
 def test_what_people_see(store, processes):
