@@ -276,8 +276,7 @@ def _initial_states(stream, recipes, scale, seed) -> list:
   """Every member before its first step, from a sample of the stream."""
   rows = min(_SAMPLE_ROWS, stream.rows)
   batches = math.ceil(rows / stream.batch_size)
-  found = [batch.copy() for _, batch in stream.iterate(0, batches)]
-  sample = np.concatenate(found)
+  sample = np.concatenate([x for _, x in stream.iterate(0, batches)])
   sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
   mean = jnp.asarray(stream.mean / scale, jnp.float32)
   key = jax.random.key(seed)

@@ -16,7 +16,7 @@ from configs import default, gemma2_2b, quickstart
 from gemmascope_jax import artifacts, experiment
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError
-from gemmascope_jax.experiment import evaluation
+from gemmascope_jax.experiment import activations, evaluation, settings
 from gemmascope_jax.sae.config import Recipe
 from tests.gemma import tiny_files
 
@@ -415,11 +415,27 @@ def test_online_training_needs_no_store(done, tmp_path):
     experiment.train(config)
 
 
-def test_harvest_in_parts_gives_the_same_store(done, tmp_path):
+def test_a_text_is_the_same_wherever_and_whenever_it_was_copied(
+  model, text, tmp_path
+):
+  config = _config(model, text, tmp_path / "run")
+  before = settings.text(config)
+  os.utime(text, (1, 1))
+  assert settings.text(config) == before
+  copy = tmp_path / text.name
+  copy.write_bytes(text.read_bytes() + b'{"text": "more"}\n')
+  config.data.sources = (f"file:{copy}",)
+  assert settings.text(config)["files"] != before["files"]
+
+
+def test_harvest_in_parts_gives_the_same_store(done, tmp_path, monkeypatch):
   config = done[0].copy_and_resolve_references()
-  config.workdir = str(tmp_path / "run")
-  config.harvest.root = str(tmp_path / "shared")
-  flags = ["--config=configs/quickstart.py", f"--config.workdir={tmp_path}/run"]
+  # As on two machines: each has its own work directory and its own copy of the
+  # text; only the folder of stores is shared, by a relative name.
+  monkeypatch.chdir(_ROOT)
+  config.workdir = str(tmp_path / "run0")
+  config.harvest.root = os.path.relpath(tmp_path / "shared")
+  flags = ["--config=configs/quickstart.py"]
   names = ("lm.source", "data.sources", "data.window", "harvest.sites")
   names += ("harvest.rows", "harvest.rows_per_shard", "harvest.root")
   names += ("train.site", "progress")
@@ -434,7 +450,8 @@ def test_harvest_in_parts_gives_the_same_store(done, tmp_path):
   processes = [
     subprocess.Popen(
       [sys.executable, "-m", "experiments.harvest", *flags]
-      + [f"--config.harvest.part={part}"],
+      + [f"--config.harvest.part={part}"]
+      + [f"--config.workdir={tmp_path}/run{part}"],
       cwd=_ROOT,
       env=os.environ | {"JAX_PLATFORMS": "cpu"},
       stdout=subprocess.DEVNULL,
@@ -446,7 +463,10 @@ def test_harvest_in_parts_gives_the_same_store(done, tmp_path):
   for process in processes:
     _, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
-  ours = next((tmp_path / "shared").iterdir())
+  config.harvest.parts = 2
+  ours = pathlib.Path(activations.open_rows(config).root)
+  assert ours.parent == tmp_path / "shared"
+  assert experiment.harvest(config).root == ours
   theirs = next((pathlib.Path(done[0].workdir) / "store").iterdir())
   assert ours.name == theirs.name
   files = sorted(p.relative_to(ours) for p in ours.rglob("*") if p.is_file())

@@ -132,8 +132,8 @@ class Run:
 
   def hashes(self) -> dict[str, str]:
     """SHA-256 of everything that must not depend on kills."""
-    folders = [self.store(), *self._workdir.glob("train/*aes")]
-    folders += [self._workdir / "train" / "initial"]
+    train = self._workdir / "train"
+    folders = [self.store(), train / "saes", train / "initial"]
     return {
       str(path.relative_to(self._workdir)): hashlib.sha256(
         path.read_bytes()

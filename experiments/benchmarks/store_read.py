@@ -40,7 +40,7 @@ class _Tokenizer:
   fingerprint = "benchmark"
 
 
-def make(root: pathlib.Path, gib: float, width: int = WIDTH):
+def make(root: pathlib.Path, gib: float):
   """A store of `gib` GiB of float32 rows, in four shards."""
   import jax
 
@@ -52,7 +52,7 @@ def make(root: pathlib.Path, gib: float, width: int = WIDTH):
   config = gemma.GemmaConfig(
     name="benchmark",
     vocab_size=4096,
-    width=width,
+    width=WIDTH,
     num_layers=1,
     num_heads=1,
     num_kv_heads=1,
@@ -63,7 +63,7 @@ def make(root: pathlib.Path, gib: float, width: int = WIDTH):
     window=16,
   )
   params = jax.jit(lambda key: gemma.init(config, key))(jax.random.key(0))
-  rows = int(gib * 2**30 / (4 * width))
+  rows = int(gib * 2**30 / (4 * WIDTH))
   random = np.random.default_rng(0)
   windows = -(-rows // (_WINDOW - 1))
   tokens = random.integers(3, 4096, (windows, _WINDOW)).astype(np.int32)

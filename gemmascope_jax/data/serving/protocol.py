@@ -33,8 +33,8 @@ from gemmascope_jax.data.stores.store_plan import StoreMismatchError
 FORMAT = 1
 MESSAGE_BYTES = 2 << 20
 # Of a channel: HTTP/2 frames as large as they may be, and a fixed window instead
-# of probing for one (a seventh less work for the CPU). The window is what may be
-# on its way to a client.
+# of probing for one, which is less work for the CPU. The window is what may be on
+# its way to a client.
 OPTIONS = (
   ("grpc.http2.max_frame_size", (1 << 24) - 1),
   ("grpc.http2.lookahead_bytes", 16 << 20),

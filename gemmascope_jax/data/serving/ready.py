@@ -81,6 +81,10 @@ class Trainer:
     stop: the step after the last that it takes, or None.
     meter: rows that it took, and what its server thread waited for: "disk",
       "other trainers", or the "trainer" itself.
+    taken_at: when it last took a batch, or came.
+    late_since: since when it reads what the others are past; None: it does not.
+    connected: whether its connection, as far as is known, still stands.
+    gone: whether a newer connection has its name, or it left.
   """
 
   def __init__(self, name: str, step: int, stop: int | None):
@@ -89,7 +93,7 @@ class Trainer:
     self.taken_at = time.monotonic()
     self.late_since: float | None = None
     self.connected = True
-    self.gone = False  # replaced by a newer connection of that name, or left
+    self.gone = False
 
 
 class ReadyBatches:

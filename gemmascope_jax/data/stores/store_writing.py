@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import hashlib
+import io
 import json
 import os
 import sys
@@ -40,6 +42,7 @@ from gemmascope_jax.data.tokens.packing import Windows
 LOCK = "writer.lock"
 _PART_LOCKS = "writer.*-of-*.lock"
 _COMPARED = 4096  # windows at once
+_SUMMED = 256  # shards at once
 _LEFTOVERS = "*.incomplete"  # what a killed `artifacts.atomic_write` leaves
 
 
@@ -62,7 +65,9 @@ def require_same_plan(root: str | os.PathLike | Folder, asked: StorePlan):
   """
   files = folder(root)
   found = files.sizes()
-  for name in (store.MANIFEST, store.PLAN):
+  # The plan decides; a manifest that says otherwise is damaged, and `Store.open`
+  # says so.
+  for name in (store.PLAN, store.MANIFEST):
     if name in found:
       path = files.path(name)
       try:
@@ -228,13 +233,15 @@ def write_last(
   entries = {}
   for site, width in asked.sites:
     name = f"{site}/{store.MOMENTS}"
-    sidecars = concurrently(
-      lambda shard, site=site: _sidecar(files, site, shard),
-      range(asked.shards),
-    )
+    sidecars: list[dict[str, Any]] = []
     total = np.zeros((2, width), np.float64)
-    for shard, sidecar in enumerate(sidecars):
-      total += _moments(files, site, shard, sidecar)
+    for first in range(0, asked.shards, _SUMMED):
+      some = range(first, min(first + _SUMMED, asked.shards))
+      for sidecar, sums in concurrently(
+        lambda shard, site=site: _summary(files, site, shard), some
+      ):
+        sidecars.append(sidecar)
+        total += sums
     if not files.exists(name) or not _holds(files, name, total):
       files.write_npy(name, total)
     mean = total[0] / asked.rows
@@ -275,6 +282,21 @@ def write_last(
   )
 
 
+def _summary(
+  files: Folder, site: str, shard: int
+) -> tuple[dict[str, Any], np.ndarray]:
+  """A shard's sidecar and its sums, if they are what was written."""
+  sidecar = _sidecar(files, site, shard)
+  name = shards.moments_name(site, shard)
+  raw = files.read(name)
+  if hashlib.sha256(raw).hexdigest() != sidecar["moments_sha256"]:
+    path = files.path(name)
+    raise CorruptStoreError(
+      f"{path} has other bytes than were written there. {shards.remedy(path)}"
+    )
+  return sidecar, np.load(io.BytesIO(raw))
+
+
 def _sidecar(files: Folder, site: str, shard: int) -> dict[str, Any]:
   name = shards.sidecar_name(site, shard)
   path = files.path(name)
@@ -285,19 +307,6 @@ def _sidecar(files: Folder, site: str, shard: int) -> dict[str, Any]:
     raise CorruptStoreError(
       f"{path} does not say what its shard is ({error}). {shards.remedy(path)}"
     ) from error
-
-
-def _moments(
-  files: Folder, site: str, shard: int, sidecar: dict[str, Any]
-) -> np.ndarray:
-  """The sums of one shard, if they are what was written."""
-  name = shards.moments_name(site, shard)
-  if files.sha256(name) != sidecar["moments_sha256"]:
-    path = files.path(name)
-    raise CorruptStoreError(
-      f"{path} has other bytes than were written there. {shards.remedy(path)}"
-    )
-  return files.array(name)
 
 
 def _holds(files: Folder, name: str, array: np.ndarray) -> bool:

@@ -255,7 +255,7 @@ class StoreStream:
       step: the batch that is being read.
       stop: the step after the last that will be read; None: no end.
     """
-    for epoch, bucket, offset, length in self.order.pieces(max(step, 0)):
+    for epoch, bucket, offset, length in self.order.pieces(step):
       following = self.order.after(epoch, bucket)
       size = self.order.bucket_size(bucket)
       start = following[0] * self.rows + following[1] * self.shuffle.bucket_rows

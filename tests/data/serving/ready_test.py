@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from gemmascope_jax.data.serving import ready as ready_module
 from gemmascope_jax.data.serving.ready import (
   Batch,
   Ended,
@@ -251,6 +252,30 @@ def test_take_gives_up_in_time(open_buffer):
   assert ready.take(b, 0.2) is None
   assert time.monotonic() - start < 0.6
   thread.join()
+
+
+def test_the_dead_are_forgotten_and_the_living_are_not(
+  open_buffer, monkeypatch
+):
+  monkeypatch.setattr(ready_module, "_LIVE", 0.05)
+  ready = open_buffer(Counted(), 4, 0.05)
+  dead, quiet = ready.attach("dead", 0), ready.attach("quiet", 0)
+  dead.connected = False
+  ready.attach("soon", 0).connected = False
+  assert len(ready.trainers()) == 3  # it may come back yet
+  time.sleep(0.1)
+  ready.attach("new", 0)
+  assert {t.name for t in ready.trainers()} == {"quiet", "new"}
+  assert quiet.connected
+
+
+def test_a_buffer_holds_so_many_batches_however_small(open_buffer, monkeypatch):
+  monkeypatch.setattr(ready_module, "_MOST", 5)
+  ready = open_buffer(Counted(), 1000, 5.0)
+  trainer = ready.attach("a", 0)
+  for _ in range(40):
+    ready.take(trainer, 5)
+    assert len(ready._ready) <= 5
 
 
 def test_readers_of_single_batches_share_a_reading(open_buffer):
