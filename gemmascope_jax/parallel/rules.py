@@ -34,11 +34,10 @@ LM_RULES: Rules = (
 # device holds and updates its own latents; the reconstruction is summed over
 # devices. Optimizer moments have the paths of their parameters.
 SAE_RULES: Rules = (
-  (r"(.*/)?w_enc", P(None, MODEL)),  # [D, M]
-  (r"(.*/)?w_dec", P(MODEL, None)),  # [M, D]
-  (r"(.*/)?(b_enc|threshold|last_fired)", P(MODEL)),  # [M]
-  (r"(.*/)?b_dec", P()),  # [D]
-  (r"(.*/)?(step|count)", P()),
+  (r"(.*/)?(w_enc|w_dec)", P(MODEL, None)),  # [M, D], [M, E]
+  (r"(.*/)?(b_enc|(log_)?threshold|last_fired|fired)", P(MODEL)),  # [M]
+  (r"(.*/)?(b_dec|w_skip)", P()),  # [E], [D, E]
+  (r"(.*/)?(step|count|dense_steps)", P()),
 )
 
 

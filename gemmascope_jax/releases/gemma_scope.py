@@ -19,8 +19,7 @@ import numpy as np
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
-from gemmascope_jax.sae.jumprelu import Params
-from gemmascope_jax.sae.sae import SAE, SAEConfig
+from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 
 ARRAYS = "params.npz"
 CARD = "sae.json"

@@ -1,6 +1,8 @@
 """Every number of an SAE's training recipe, with the paper's value as default.
 
-Sources: GS = Gemma Scope (2408.05147), section in brackets.
+Sources: GS = Gemma Scope (2408.05147), section in brackets; GS2 = Gemma Scope 2,
+its technical report; Gao = Gao et al. (2406.04093); Rajamanoharan = the Gated
+SAE paper (2404.16014).
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import dataclasses
 from typing import Any
 
 FAMILIES = ("jumprelu",)
+# Recipe fields that a compiled step takes as numbers, not as constants: members
+# that differ in nothing else share it.
+KNOBS = ("sparsity_coefficient", "target_l0", "learning_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +23,29 @@ class Recipe:
   Attributes:
     family: architecture; see `FAMILIES`.
     width: number of latents M (GS Table 1: 2^14 .. 2^20).
+    seed: of the initial weights.
     sparsity_coefficient: lambda of eq. 4. The paper names 6e-4 and 1e-3 and
       sweeps the rest.
+    sparsity_loss: "l0": lambda L0 (GS eq. 4); "l0_target": the quadratic
+      penalty of GS2 (eq. 5) on the distance from `target_l0`, see
+      `families.sparsity.penalty`.
+    target_l0: L0* of "l0_target".
+    frequency_coefficient: weight of GS2's penalty on latents that fire often,
+      see `families.sparsity.frequency_penalty`; 0: none, as in GS.
+    frequency_scale: the firing rate from which that penalty is strong.
+    k: latents a row that TopK keeps, on average that BatchTopK does.
+    aux_k: dead latents that AuxK makes explain the error (Gao: 512).
+    aux_coefficient: weight of AuxK's loss (Gao: 1/32); 0: none.
+    dead_after_rows: a latent that has not fired for so many rows is dead.
+    gated_loss: "ri_l1" (needs no resampling) or "original" (L1).
+    prefixes: Matryoshka: widths of nested dictionaries, besides the whole one,
+      each of which reconstructs alone (GS2 3.3); (): one dictionary.
+    skip: adds x W_skip to the reconstruction: a skip transcoder (GS2).
+    encoder_init: "transpose" of the decoder (GS 3.2), or "he_uniform" (GS
+      appendix B: transcoders do not start at the transpose).
+    threshold_parameter: "raw" or "log": what is trained is theta or log theta.
+    frozen: parameters that are never updated, such as ("w_dec",) for a baseline
+      with a random decoder.
     batch_size: activation rows a step (GS 3.2: 4,096).
     steps: optimizer steps (GS 3.1: 4B tokens at width 2^14 = 976,563 steps).
     learning_rate: GS 3.2: 7e-5 for every run.
@@ -46,11 +72,31 @@ class Recipe:
     normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1); "none" by 1.
     matmul_precision: `jax.lax.Precision` of the step's products; GS 3.3.2:
       32-bit throughout: "highest".
+    step: "dense": every product is over all latents; "sparse": all but the
+      encoder's touch only latents that have a value or a gradient, with the
+      same result to rounding; "auto": sparse where it is faster.
+    capacity: latents a row that a sparse step has room for; steps that need
+      more are dense. 0: chosen from the expected L0.
   """
 
   family: str = "jumprelu"
   width: int = 2**14
+  seed: int = 0
   sparsity_coefficient: float = 6e-4
+  sparsity_loss: str = "l0"
+  target_l0: float = 50.0
+  frequency_coefficient: float = 0.0
+  frequency_scale: float = 0.1
+  k: int = 50
+  aux_k: int = 512
+  aux_coefficient: float = 0.0
+  dead_after_rows: int = 10_000_000
+  gated_loss: str = "ri_l1"
+  prefixes: tuple[int, ...] = ()
+  skip: bool = False
+  encoder_init: str = "transpose"
+  threshold_parameter: str = "raw"
+  frozen: tuple[str, ...] = ()
   batch_size: int = 4096
   steps: int = 976_563
   learning_rate: float = 7e-5
@@ -69,20 +115,39 @@ class Recipe:
   pre_encoder_bias: bool = True
   normalise: str = "rms"
   matmul_precision: str = "highest"
+  step: str = "auto"
+  capacity: int = 0
 
   def __post_init__(self):
+    for field in ("prefixes", "frozen"):
+      object.__setattr__(self, field, tuple(getattr(self, field)))
     for field, allowed in (
       ("family", FAMILIES),
       ("bias_init", ("zeros", "mean")),
       ("normalise", ("rms", "none")),
       ("matmul_precision", ("default", "high", "highest")),
+      ("sparsity_loss", ("l0", "l0_target")),
+      ("gated_loss", ("ri_l1", "original")),
+      ("encoder_init", ("transpose", "he_uniform")),
+      ("threshold_parameter", ("raw", "log")),
+      ("step", ("auto", "dense", "sparse")),
     ):
       if getattr(self, field) not in allowed:
         raise ValueError(
           f"recipe.{field} is {getattr(self, field)!r}; expected one of"
           f" {', '.join(allowed)}"
         )
-    for field in ("width", "batch_size", "steps", "learning_rate"):
+    for field in (
+      "width",
+      "batch_size",
+      "steps",
+      "learning_rate",
+      "target_l0",
+      "frequency_scale",
+      "k",
+      "aux_k",
+      "dead_after_rows",
+    ):
       if not getattr(self, field) > 0:
         raise ValueError(
           f"recipe.{field} is {getattr(self, field)}; it must be positive"
@@ -98,6 +163,9 @@ class Recipe:
       "sparsity_warmup_steps",
       "bias_learning_rate_scale",
       "adam_eps",
+      "frequency_coefficient",
+      "aux_coefficient",
+      "capacity",
     ):
       if not getattr(self, field) >= 0:
         raise ValueError(
@@ -114,6 +182,17 @@ class Recipe:
         raise ValueError(
           f"recipe.{field} is {value}; expected a number from 0 to 1"
         )
+    if self.family in ("topk", "batch_topk") and self.k > self.width:
+      raise ValueError(
+        f"recipe.k is {self.k}; expected at most the width, {self.width}"
+      )
+    if list(self.prefixes) != sorted(set(self.prefixes)) or not all(
+      0 < prefix < self.width for prefix in self.prefixes
+    ):
+      raise ValueError(
+        f"recipe.prefixes is {self.prefixes}; expected increasing widths below"
+        f" {self.width}, without the whole one"
+      )
     l0 = self.threshold_init_l0
     if l0 is not None and not 0 < l0 < self.width:
       raise ValueError(

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemmascope_jax.sae.jumprelu import Params
+from gemmascope_jax.sae.sae import Params
 
 
-def fold(params: Params, scale: float, pre_encoder_bias: bool) -> Params:
+def fold(params: dict, scale: float, pre_encoder_bias: bool) -> Params:
   """Training-space parameters to raw activation space.
 
   Args:
-    params: as trained on x / scale.
+    params: as a family's `release` gives them, trained on x / scale.
     scale: C, the root of the site's mean square norm; positive.
     pre_encoder_bias: whether the encoder read x - b_dec.
 
@@ -38,16 +38,16 @@ def fold(params: Params, scale: float, pre_encoder_bias: bool) -> Params:
       f"normalisation scale C is {scale}; expected a positive number: the"
       " store's activations are all zero or not finite"
     )
-  b_dec = np.asarray(params.b_dec, np.float64)
-  b_enc = np.asarray(params.b_enc, np.float64)
+  params = {name: np.asarray(value) for name, value in params.items()}
+  b_dec = params["b_dec"].astype(np.float64)
+  b_enc = params["b_enc"].astype(np.float64)
   if pre_encoder_bias:
-    b_enc = b_enc - b_dec @ np.asarray(params.w_enc, np.float64)
+    b_enc = b_enc - params["w_enc"] @ b_dec
+  raw = lambda value: (scale * value).astype(np.float32)
   return Params(
-    w_enc=np.asarray(params.w_enc, np.float32),
-    b_enc=(scale * b_enc).astype(np.float32),
-    w_dec=np.asarray(params.w_dec, np.float32),
-    b_dec=(scale * b_dec).astype(np.float32),
-    threshold=(scale * np.asarray(params.threshold, np.float64)).astype(
-      np.float32
-    ),
+    w_enc=np.asarray(params["w_enc"].T, np.float32),
+    b_enc=raw(b_enc),
+    w_dec=np.asarray(params["w_dec"], np.float32),
+    b_dec=raw(b_dec),
+    threshold=raw(params["threshold"].astype(np.float64)),
   )

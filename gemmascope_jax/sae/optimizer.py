@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from gemmascope_jax.sae.config import Recipe
-from gemmascope_jax.sae.jumprelu import Params, unit_rows
+from gemmascope_jax.sae.families.dictionary import Params, unit_rows
 
 
 class SecondMomentState(NamedTuple):
@@ -58,11 +58,14 @@ def scale_by_second_moment(
   return optax.GradientTransformation(init, update)
 
 
-def learning_rate(recipe: Recipe, step: jax.Array) -> jax.Array:
+def learning_rate(
+  recipe: Recipe, peak: jax.Array, step: jax.Array
+) -> jax.Array:
   """The schedule: half-cosine warm-up, constant, optional linear decay.
 
   Args:
-    recipe: see `Recipe`.
+    recipe: see `Recipe`; its own `learning_rate` is not read.
+    peak: the rate after warm-up.
     step: int, the number of updates made before this one.
 
   Returns:
@@ -77,7 +80,7 @@ def learning_rate(recipe: Recipe, step: jax.Array) -> jax.Array:
   fall = 1.0
   if decay_steps:
     fall = jnp.clip((recipe.steps - step) / decay_steps, 0, 1)
-  return recipe.learning_rate * rise * fall
+  return peak * rise * fall
 
 
 def sparsity(recipe: Recipe, coefficient: jax.Array, step: jax.Array):
@@ -112,27 +115,38 @@ def apply(
   params: Params,
   gradients: Params,
   state: optax.OptState,
-  step: jax.Array,
+  rate: jax.Array,
 ) -> tuple[Params, optax.OptState]:
   """One constrained update (steps 7-10 of the recipe).
 
   Projects the decoder gradient, takes the Adam step, renormalises the decoder
-  and keeps the thresholds positive.
+  and keeps the thresholds positive. Vectors (biases, thresholds) get
+  `bias_learning_rate_scale` of the rate; `frozen` parameters stay as they are.
+
+  Args:
+    recipe: see `Recipe`.
+    params: see `families.dictionary`.
+    gradients: of the same structure.
+    state: of `adam(recipe)`.
+    rate: this step's learning rate, a scalar.
+
+  Returns:
+    The new parameters and state.
   """
-  gradients = gradients.replace(
-    w_dec=remove_parallel(gradients.w_dec, params.w_dec)
-  )
+  gradients = gradients | {
+    "w_dec": remove_parallel(gradients["w_dec"], params["w_dec"])
+  }
   direction, state = adam(recipe).update(gradients, state, params)
-  rate = learning_rate(recipe, step)
   small = rate * recipe.bias_learning_rate_scale
-  threshold = params.threshold - small * direction.threshold
-  return (
-    Params(
-      w_enc=params.w_enc - rate * direction.w_enc,
-      b_enc=params.b_enc - small * direction.b_enc,
-      w_dec=unit_rows(params.w_dec - rate * direction.w_dec),
-      b_dec=params.b_dec - small * direction.b_dec,
-      threshold=jnp.maximum(threshold, jnp.finfo(jnp.float32).tiny),
-    ),
-    state,
-  )
+  new = {}
+  for name, value in params.items():
+    if name in recipe.frozen:
+      new[name] = value
+      continue
+    value = value - (small if value.ndim == 1 else rate) * direction[name]
+    if name == "w_dec":
+      value = unit_rows(value)
+    elif name == "threshold":
+      value = jnp.maximum(value, jnp.finfo(value.dtype).tiny)
+    new[name] = value
+  return new, state

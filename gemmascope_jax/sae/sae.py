@@ -14,7 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from gemmascope_jax.data.policy import TokenPolicy
-from gemmascope_jax.sae.jumprelu import Params
+
+
+@flax.struct.dataclass
+class Params:
+  """A finished SAE's arrays, all float32, in raw activation space.
+
+  Attributes:
+    w_enc: [D, M].
+    b_enc: [M].
+    w_dec: [M, D], rows of unit length.
+    b_dec: [D].
+    threshold: [M], not negative.
+  """
+
+  w_enc: jax.Array
+  b_enc: jax.Array
+  w_dec: jax.Array
+  b_dec: jax.Array
+  threshold: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +63,7 @@ class SAE:
   """A sparse autoencoder on raw activations (everything folded).
 
   Attributes:
-    params: float32 arrays, see `jumprelu.Params`.
+    params: float32 arrays, see `Params`.
     config: see `SAEConfig`.
   """
 

@@ -13,7 +13,8 @@ as Gemma Scope does (2408.05147, 2.2):
 The mean of these over a batch is a kernel density estimate, with that
 bandwidth, of the derivative of the *expected* loss.
 
-Letters: B batch rows, M latents.
+Letters: B batch rows; L latents of a row: all M of them, or the few of a
+`code.Sparse`, where each row has its own and so the thresholds have rows too.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def kernel_window(pre, threshold, bandwidth):
   """Where a pre-activation is close enough to train its threshold.
 
   Args:
-    pre: float [B, M], pre-activations.
-    threshold: float [M].
+    pre: float [B, L], pre-activations.
+    threshold: float [1, L] or [B, L].
     bandwidth: width of the rectangle kernel, in units of `pre`.
 
   Returns:
-    bool [B, M]: |pre - threshold| < bandwidth / 2.
+    bool [B, L]: |pre - threshold| < bandwidth / 2.
   """
-  return jnp.abs(pre - threshold[None, :]) < bandwidth / 2
+  return jnp.abs(pre - threshold) < bandwidth / 2
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -43,15 +44,15 @@ def jumprelu(pre, threshold, bandwidth):
   """pre * 1[pre > threshold] (paper, eq. 3).
 
   Args:
-    pre: float [B, M], pre-activations.
-    threshold: float [M], positive.
+    pre: float [B, L], pre-activations.
+    threshold: float [1, L] or [B, L], positive.
     bandwidth: kernel bandwidth, a Python float.
 
   Returns:
-    float [B, M], the latents' activations.
+    float [B, L], the latents' activations.
   """
   del bandwidth
-  return jnp.where(pre > threshold[None, :], pre, 0)
+  return jnp.where(pre > threshold, pre, 0)
 
 
 def _jumprelu_forward(pre, threshold, bandwidth):
@@ -60,9 +61,9 @@ def _jumprelu_forward(pre, threshold, bandwidth):
 
 def _jumprelu_backward(bandwidth, residuals, cotangent):
   pre, threshold = residuals
-  d_pre = jnp.where(pre > threshold[None, :], cotangent, 0)
+  d_pre = jnp.where(pre > threshold, cotangent, 0)
   near = jnp.where(kernel_window(pre, threshold, bandwidth), cotangent, 0)
-  d_threshold = -(threshold / bandwidth) * near.sum(axis=0)
+  d_threshold = -(threshold / bandwidth) * _summed(near, threshold)
   return d_pre, d_threshold
 
 
@@ -74,15 +75,15 @@ def step(pre, threshold, bandwidth):
   """1[pre > threshold]: summed over latents it is the L0 of eq. 4.
 
   Args:
-    pre: float [B, M], pre-activations.
-    threshold: float [M].
+    pre: float [B, L], pre-activations.
+    threshold: float [1, L] or [B, L].
     bandwidth: kernel bandwidth, a Python float.
 
   Returns:
-    [B, M] of zeros and ones in `pre`'s dtype.
+    [B, L] of zeros and ones in `pre`'s dtype.
   """
   del bandwidth
-  return (pre > threshold[None, :]).astype(pre.dtype)
+  return (pre > threshold).astype(pre.dtype)
 
 
 def _step_forward(pre, threshold, bandwidth):
@@ -92,7 +93,14 @@ def _step_forward(pre, threshold, bandwidth):
 def _step_backward(bandwidth, residuals, cotangent):
   pre, threshold = residuals
   near = jnp.where(kernel_window(pre, threshold, bandwidth), cotangent, 0)
-  return jnp.zeros_like(pre), -(1 / bandwidth) * near.sum(axis=0)
+  return jnp.zeros_like(pre), -(1 / bandwidth) * _summed(near, threshold)
 
 
 step.defvjp(_step_forward, _step_backward)
+
+
+def _summed(value, like):
+  """The sum over rows that broadcasting `like` calls for."""
+  if like.shape[0] == 1 and value.shape[0] != 1:
+    return value.sum(axis=0, keepdims=True)
+  return value

@@ -1,7 +1,7 @@
 """Several SAEs on one stream of batches, in one program.
 
 Members are stepped one by one on the same device array; those that differ only
-in their sparsity coefficient share one compiled step.
+in `config.KNOBS` and seed share one compiled step.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import jax
 from jax.sharding import Mesh
 
 from gemmascope_jax import parallel
-from gemmascope_jax.sae import train_step
-from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae import kernels, train_step
+from gemmascope_jax.sae.config import KNOBS, Recipe
 
 # What one stream of batches fixes for all who read it.
 _SHARED = ("batch_size", "steps", "normalise")
@@ -56,28 +56,37 @@ def step_fn(recipe: Recipe, mesh: Mesh | None = None) -> Callable:
     mesh: keeps the state split over it by `parallel.SAE_RULES`.
 
   Returns:
-    (state, x [B, D], sparsity coefficient) -> (state, metrics); the state's
-    buffers are donated.
+    (state, x [B, D], y [B, E], `train_step.Knobs`) -> (state, metrics); the
+    state's buffers are donated.
   """
-  recipe = dataclasses.replace(recipe, sparsity_coefficient=0.0)
-  return _compiled_step(recipe, mesh)
+  return _compiled_step(_shape(recipe, mesh), mesh)
 
 
 def init_fn(recipe: Recipe) -> Callable:
   """The compiled `train_step.init_state`, shared like the step.
 
   Returns:
-    (key, sample rows [B, D], mean [D]) -> state.
+    (key, `dictionary.Sample`) -> state.
   """
-  return _compiled_init(dataclasses.replace(recipe, sparsity_coefficient=0.0))
+  return _compiled_init(_shape(recipe, None))
+
+
+def _shape(recipe: Recipe, mesh: Mesh | None) -> Recipe:
+  """The recipe without what compiled code does not depend on."""
+  default = Recipe()
+  shared = {name: getattr(default, name) for name in (*KNOBS, "seed")}
+  step = recipe.step
+  if step == "auto":
+    step = "sparse" if mesh is None and kernels.available() else "dense"
+  return dataclasses.replace(
+    recipe, **shared, step=step, capacity=train_step.capacity(recipe)
+  )
 
 
 @functools.cache
 def _compiled_step(recipe: Recipe, mesh: Mesh | None) -> Callable:
-  def step(state, x, sparsity_coefficient):
-    state, values = train_step.train_step(
-      recipe, state, x, sparsity_coefficient
-    )
+  def step(state, x, y, knobs):
+    state, values = train_step.train_step(recipe, state, x, y, knobs)
     if mesh is not None:
       state = parallel.constrain(state, mesh, parallel.SAE_RULES)
     return state, values

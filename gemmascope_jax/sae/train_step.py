@@ -1,22 +1,26 @@
 """One training step of one SAE: a pure function, jitted once for a sweep.
 
-Members of a sweep that differ only in their sparsity coefficient share the
-compiled step, because the coefficient is an argument of it.
+Members of a sweep that differ only in `config.KNOBS` share the compiled step,
+because those are arguments of it.
 
-Letters: B batch rows, D width of the site, M latents.
+Letters: B batch rows, D width of the input, E of the target, M latents, K slots
+of a row in a sparse code.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from gemmascope_jax.sae import jumprelu, optimizer
-from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae import code as codes
+from gemmascope_jax.sae import families, kernels, optimizer
+from gemmascope_jax.sae.config import KNOBS, Recipe
+from gemmascope_jax.sae.families import dictionary
+from gemmascope_jax.sae.families.dictionary import Batch, Sample
 
 
 @flax.struct.dataclass
@@ -24,71 +28,165 @@ class TrainState:
   """Everything that a step reads and writes.
 
   Attributes:
-    params: the SAE's arrays, in training units.
+    params: the family's arrays, in training units.
     opt_state: Adam's moments.
     step: int32 scalar, updates made so far.
     last_fired: int32 [M], the step at which each latent last fired; -1 before
       it ever has.
+    fired: int32 [M], rows on which each latent has fired since the loop last
+      set it to zero.
+    dense_steps: int32 scalar, sparse steps that fell back to dense products
+      since then.
   """
 
-  params: jumprelu.Params
+  params: dictionary.Params
   opt_state: optax.OptState
   step: jax.Array
   last_fired: jax.Array
+  fired: jax.Array
+  dense_steps: jax.Array
 
 
-def init_state(
-  recipe: Recipe, key: jax.Array, rows: jax.Array, mean: jax.Array
-) -> TrainState:
-  """The state before the first step; arguments as `jumprelu.init`."""
-  params = jumprelu.init(recipe, key, rows, mean)
+class Knobs(NamedTuple):
+  """Numbers that members of one compiled step differ in: `config.KNOBS`."""
+
+  sparsity_coefficient: jax.Array
+  target_l0: jax.Array
+  learning_rate: jax.Array
+
+  @classmethod
+  def of(cls, recipe: Recipe) -> Knobs:
+    """A recipe's, as float32 scalars."""
+    return cls(*(jnp.float32(getattr(recipe, name)) for name in KNOBS))
+
+
+def init_state(recipe: Recipe, key: jax.Array, sample: Sample) -> TrainState:
+  """The state before the first step; see `dictionary.Sample`."""
+  params = families.of(recipe.family).init(recipe, key, sample)
   return TrainState(
     params=params,
     opt_state=optimizer.adam(recipe).init(params),
     step=jnp.zeros([], jnp.int32),
     last_fired=jnp.full(recipe.width, -1, jnp.int32),
+    fired=jnp.zeros(recipe.width, jnp.int32),
+    dense_steps=jnp.zeros([], jnp.int32),
   )
+
+
+def capacity(recipe: Recipe) -> int:
+  """K: slots of a row in a sparse step; see `Recipe.capacity`."""
+  if recipe.capacity:
+    return min(recipe.capacity, recipe.width)
+  expected = max(recipe.k, recipe.target_l0, recipe.threshold_init_l0 or 0)
+  return min(recipe.width, 64 * -(-round(8 * expected) // 64))
 
 
 def train_step(
   recipe: Recipe,
   state: TrainState,
   x: jax.Array,
-  sparsity_coefficient: jax.Array,
+  y: jax.Array,
+  knobs: Knobs,
 ) -> tuple[TrainState, dict[str, Any]]:
   """One update on one batch (Gemma Scope 3.2).
 
   Args:
-    recipe: static; its own `sparsity_coefficient` is not read.
+    recipe: static; what `knobs` holds is not read from it. `step` must be
+      "dense" or "sparse".
     state: see `TrainState`.
     x: float32 [B, D] in training units (divided by C).
-    sparsity_coefficient: lambda before warm-up, a traced scalar.
+    y: float32 [B, E], the targets: x itself for an SAE.
+    knobs: see `Knobs`.
 
   Returns:
-    The new state, and scalars: loss, squared_error, l0, kernel_share (share of
-    pre-activations inside the kernel window: a threshold with none can't
-    move), sparsity_coefficient and learning_rate at this step, threshold_mean,
-    gradient_norm.
+    The new state, and scalars: loss, squared_error, l0, and for JumpReLU
+    kernel_share (share of pre-activations inside the kernel window: a threshold
+    with none can't move); sparsity_coefficient and learning_rate at this step,
+    threshold_mean, gradient_norm.
   """
-  coefficient = optimizer.sparsity(recipe, sparsity_coefficient, state.step)
-  grad = jax.value_and_grad(jumprelu.loss, argnums=1, has_aux=True)
-  (loss, aux), gradients = grad(recipe, state.params, x, coefficient)
-  params, opt_state = optimizer.apply(
-    recipe, state.params, gradients, state.opt_state, state.step
+  silent = state.step - jnp.maximum(state.last_fired, 0)
+  batch = Batch(
+    x=x,
+    y=y,
+    sparsity_coefficient=optimizer.sparsity(
+      recipe, knobs.sparsity_coefficient, state.step
+    ),
+    target_l0=knobs.target_l0,
+    dead=silent >= -(-recipe.dead_after_rows // recipe.batch_size),
   )
-  fired = aux.pop("fired")
+  value_and_grad = _sparse if recipe.step == "sparse" else _dense
+  loss, aux, gradients = value_and_grad(recipe, state.params, batch)
+  rate = optimizer.learning_rate(recipe, knobs.learning_rate, state.step)
+  params, opt_state = optimizer.apply(
+    recipe, state.params, gradients, state.opt_state, rate
+  )
+  params = params | aux.pop("assign", {})
+  fired = aux.pop("fired").astype(jnp.int32)
+  fell_back = aux.pop("fell_back", jnp.int32(0))
   metrics = {
     "loss": loss,
     **aux,
-    "sparsity_coefficient": coefficient,
-    "learning_rate": optimizer.learning_rate(recipe, state.step),
-    "threshold_mean": params.threshold.mean(),
+    "sparsity_coefficient": batch.sparsity_coefficient,
+    "learning_rate": rate,
     "gradient_norm": optax.global_norm(gradients),
   }
+  if "threshold" in params or "log_threshold" in params:
+    released = families.of(recipe.family).release(recipe, params)
+    metrics["threshold_mean"] = released["threshold"].mean()
   state = TrainState(
     params=params,
     opt_state=opt_state,
     step=state.step + 1,
-    last_fired=jnp.where(fired, state.step, state.last_fired),
+    last_fired=jnp.where(fired > 0, state.step, state.last_fired),
+    fired=state.fired + fired,
+    dense_steps=state.dense_steps + fell_back,
   )
   return state, metrics
+
+
+def _dense(recipe: Recipe, params, batch: Batch):
+  """(loss, aux, gradients) with products over all latents."""
+
+  def loss(params):
+    code = codes.Dense.of(
+      batch.x,
+      dictionary.shift(recipe, params),
+      params["w_enc"],
+      recipe.matmul_precision,
+    )
+    return families.of(recipe.family).loss(recipe, params, code, batch)
+
+  (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+  return value, aux, gradients
+
+
+def _sparse(recipe: Recipe, params, batch: Batch):
+  """The same to rounding, touching only latents that count.
+
+  Where a row has more of them than there is room for, the step is dense.
+  """
+  family = families.of(recipe.family)
+  linear = codes.product(
+    batch.x,
+    dictionary.shift(recipe, params),
+    params["w_enc"],
+    recipe.matmul_precision,
+  )
+  slots = capacity(recipe)
+  chosen = kernels.choose(linear, family.bound(recipe, params, linear), slots)
+
+  def sparse(params):
+    def loss(params):
+      code = codes.Sparse.of(
+        batch.x, dictionary.shift(recipe, params), params["w_enc"], chosen
+      )
+      return family.loss(recipe, params, code, batch)
+
+    (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, aux | {"fell_back": jnp.int32(0)}, gradients
+
+  def dense(params):
+    value, aux, gradients = _dense(recipe, params, batch)
+    return value, aux | {"fell_back": jnp.int32(1)}, gradients
+
+  return jax.lax.cond(chosen.most > slots, dense, sparse, params)

@@ -9,8 +9,7 @@ import pytest
 from gemmascope_jax import releases, sae
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.releases import gemma_scope
-from gemmascope_jax.sae.jumprelu import Params
-from gemmascope_jax.sae.sae import SAE, SAEConfig
+from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 
 
 def _sae(seed=0, width=6, latents=20) -> SAE:

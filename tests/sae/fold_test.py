@@ -7,20 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemmascope_jax.sae import fold, jumprelu, sweep, train_step
+from gemmascope_jax.sae import code as codes
+from gemmascope_jax.sae import fold, sweep
 from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.families import dictionary
 from gemmascope_jax.sae.sae import SAE
-from tests.sae.jumprelu_test import _params, _rows
+from gemmascope_jax.sae.train_step import Knobs
+from tests.sae.families import cases
 
 
 @pytest.mark.parametrize("pre_encoder_bias", [True, False])
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 37.5])
 def test_raw_space_equals_training_space(pre_encoder_bias, scale):
   recipe = Recipe(width=32, pre_encoder_bias=pre_encoder_bias)
-  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), _params())
-  x = jnp.asarray(_rows(5), jnp.float32)
-  latents = jumprelu.encode(recipe, params, x)
-  expected = scale * jumprelu.decode(recipe, params, latents)
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), cases.params())
+  x = jnp.asarray(cases.rows(5), jnp.float32)
+  shift = dictionary.shift(recipe, params)
+  code = codes.Dense.of(x, shift, params["w_enc"], "highest")
+  pre = dictionary.pre_activations(params, code)
+  latents = jnp.where(pre > params["threshold"][None, :], pre, 0)
+  expected = scale * dictionary.reconstruct(recipe, params, code, latents, x)
   sae = SAE(fold.fold(params, scale, pre_encoder_bias))
   found = sae.encode(scale * x)
   assert 0 < (np.asarray(latents) > 0).mean() < 1
@@ -35,7 +41,7 @@ def test_raw_space_equals_training_space(pre_encoder_bias, scale):
 
 def test_folding_refuses_a_scale_of_zero():
   with pytest.raises(ValueError, match="scale C is 0.0; expected a positive"):
-    fold.fold(_params(), 0.0, True)
+    fold.fold(cases.params(), 0.0, True)
 
 
 @pytest.mark.parametrize("factor", [2.0**-7, 2.0**7])
@@ -46,6 +52,7 @@ def test_training_does_not_depend_on_the_activations_scale(factor):
     batch_size=32,
     steps=20,
     learning_rate=1e-2,
+    sparsity_coefficient=1e-2,
     bandwidth=0.1,
     learning_rate_warmup_steps=2,
     sparsity_warmup_steps=2,
@@ -54,13 +61,14 @@ def test_training_does_not_depend_on_the_activations_scale(factor):
   )
 
   def released(c):
-    rows = (_rows(6, rows=640) * c).astype(np.float32)
+    rows = (cases.rows(6, rows=640) * c).astype(np.float32)
     scale = float(np.sqrt(np.square(rows.astype(np.float64)).sum(1).mean()))
     unit = jnp.asarray(rows / np.float32(scale))
-    state = sweep.init_fn(recipe)(jax.random.key(0), unit, unit.mean(axis=0))
-    step = jax.jit(lambda s, x: train_step.train_step(recipe, s, x, 1e-2))
+    state = sweep.init_fn(recipe)(jax.random.key(0), cases.sample(unit))
+    step = sweep.step_fn(recipe)
     for i in range(recipe.steps):
-      state, _ = step(state, unit[32 * i : 32 * (i + 1)])
+      x = unit[32 * i : 32 * (i + 1)]
+      state, _ = step(state, x, x, Knobs.of(recipe))
     return fold.fold(state.params, scale, True), rows
 
   base, rows = released(1.0)

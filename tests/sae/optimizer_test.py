@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from gemmascope_jax.sae import jumprelu, optimizer
+from gemmascope_jax.sae import optimizer
 from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.families import dictionary
 
 
 def _tree(seed):
@@ -37,7 +38,7 @@ def test_second_moment_equals_adam_with_beta1_zero_and_holds_less():
 
 def test_learning_rate_follows_the_paper():
   recipe = Recipe(steps=10_000)
-  rate = lambda step: float(optimizer.learning_rate(recipe, step))
+  rate = lambda step: float(optimizer.learning_rate(recipe, 7e-5, step))
   assert rate(0) == pytest.approx(7e-6)
   assert rate(500) == pytest.approx(7e-5 * 0.55, rel=1e-5)
   assert rate(1_000) == pytest.approx(7e-5)
@@ -47,7 +48,7 @@ def test_learning_rate_follows_the_paper():
 def test_learning_rate_can_decay_to_zero():
   recipe = Recipe(steps=100, learning_rate_decay_share=0.5)
   recipe = dataclasses.replace(recipe, learning_rate_warmup_steps=0)
-  rate = lambda step: float(optimizer.learning_rate(recipe, step))
+  rate = lambda step: float(optimizer.learning_rate(recipe, 7e-5, step))
   assert rate(0) == rate(50) == pytest.approx(7e-5)
   assert rate(75) == pytest.approx(3.5e-5)
   assert rate(100) == 0
@@ -66,26 +67,27 @@ def test_update_keeps_unit_rows_and_positive_thresholds():
   )
   rng = np.random.default_rng(0)
   random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  params = jumprelu.Params(
-    w_enc=random(5, 8),
-    b_enc=random(8),
-    w_dec=jumprelu.unit_rows(random(8, 5)),
-    b_dec=random(5),
-    threshold=jnp.full(8, 0.01),
-  )
+  params = {
+    "w_enc": random(8, 5),
+    "b_enc": random(8),
+    "w_dec": dictionary.unit_rows(random(8, 5)),
+    "b_dec": random(5),
+    "threshold": jnp.full(8, 0.01),
+  }
   gradients = jax.tree.map(lambda x: jnp.ones_like(x), params)
   state = optimizer.adam(recipe).init(params)
-  new, _ = optimizer.apply(recipe, params, gradients, state, 0)
+  new, _ = optimizer.apply(recipe, params, gradients, state, 1.0)
   np.testing.assert_allclose(
-    np.linalg.norm(new.w_dec, axis=1), np.ones(8), rtol=1e-6
+    np.linalg.norm(new["w_dec"], axis=1), np.ones(8), rtol=1e-6
   )
-  assert (np.asarray(new.threshold) > 0).all()
+  assert (np.asarray(new["threshold"]) > 0).all()
 
 
 def test_the_parallel_part_of_the_decoder_gradient_is_removed():
   rng = np.random.default_rng(1)
-  w_dec = jumprelu.unit_rows(jnp.asarray(rng.normal(size=(6, 5)), jnp.float32))
-  gradient = jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+  random = lambda: jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+  w_dec = dictionary.unit_rows(random())
+  gradient = random()
   left = optimizer.remove_parallel(gradient, w_dec)
   np.testing.assert_allclose((left * w_dec).sum(axis=1), np.zeros(6), atol=1e-6)
   along = gradient - left
@@ -97,14 +99,34 @@ def test_the_parallel_part_of_the_decoder_gradient_is_removed():
 def test_the_update_projects_before_adam_sees_the_gradient():
   """Rows along axes: Adam's first step has size one in every other axis."""
   recipe = Recipe(width=5, learning_rate=1.0, learning_rate_warmup_steps=0)
-  params = jumprelu.Params(
-    w_enc=jnp.ones((5, 5)),
-    b_enc=jnp.ones(5),
-    w_dec=jnp.eye(5),
-    b_dec=jnp.ones(5),
-    threshold=jnp.ones(5),
-  )
+  params = {
+    "w_enc": jnp.ones((5, 5)),
+    "b_enc": jnp.ones(5),
+    "w_dec": jnp.eye(5),
+    "b_dec": jnp.ones(5),
+    "threshold": jnp.ones(5),
+  }
   gradients = jax.tree.map(jnp.ones_like, params)
   state = optimizer.adam(recipe).init(params)
-  new, _ = optimizer.apply(recipe, params, gradients, state, 0)
-  np.testing.assert_allclose(np.diag(new.w_dec), np.full(5, 5**-0.5), rtol=1e-5)
+  new, _ = optimizer.apply(recipe, params, gradients, state, 1.0)
+  np.testing.assert_allclose(
+    np.diag(new["w_dec"]), np.full(5, 5**-0.5), rtol=1e-5
+  )
+
+
+def test_frozen_parameters_stay_and_vectors_get_their_share_of_the_rate():
+  recipe = Recipe(width=4, bias_learning_rate_scale=0.1, frozen=("w_dec",))
+  params = {
+    "w_enc": jnp.ones((4, 3)),
+    "b_enc": jnp.ones(4),
+    "w_dec": dictionary.unit_rows(jnp.arange(12.0).reshape(4, 3)),
+    "b_dec": jnp.ones(3),
+    "threshold": jnp.ones(4),
+  }
+  gradients = jax.tree.map(jnp.ones_like, params)
+  state = optimizer.adam(recipe).init(params)
+  new, _ = optimizer.apply(recipe, params, gradients, state, 0.5)
+  np.testing.assert_array_equal(new["w_dec"], params["w_dec"])
+  np.testing.assert_allclose(new["w_enc"], 0.5, rtol=1e-5)
+  for name in ("b_enc", "b_dec", "threshold"):
+    np.testing.assert_allclose(new[name], 0.95, rtol=1e-5)

@@ -27,11 +27,11 @@ def _pullback(function, pre, threshold, cotangent):
     out, pull = jax.vjp(
       lambda p, t: function(p, t, _BANDWIDTH),
       jnp.asarray(pre),
-      jnp.asarray(threshold),
+      jnp.asarray(threshold)[None, :],
     )
     assert out.dtype == jnp.float64
     grads = pull(jnp.asarray(cotangent))
-    return np.asarray(out), *map(np.asarray, grads)
+    return np.asarray(out), np.asarray(grads[0]), np.asarray(grads[1])[0]
 
 
 def test_jumprelu_matches_its_closed_form():
@@ -59,7 +59,7 @@ def test_step_matches_its_closed_form_and_gives_the_encoder_nothing():
 
 def test_a_value_on_the_threshold_does_not_fire():
   pre = jnp.array([[0.5, 0.5001]])
-  threshold = jnp.array([0.5, 0.5])
+  threshold = jnp.array([[0.5, 0.5]])
   out = straight_through.jumprelu(pre, threshold, 0.1)
   np.testing.assert_array_equal(out, [[0.0, pre[0, 1]]])
 
@@ -81,8 +81,10 @@ def test_gradient_estimates_the_slope_of_the_expected_loss(coefficient):
 
   with jax.enable_x64(True):
     at, width = 0.6, 0.01
-    estimate = jax.grad(loss)(jnp.array([at]))[0]
-    difference = loss(jnp.array([at + width])) - loss(jnp.array([at - width]))
+    estimate = jax.grad(loss)(jnp.array([[at]]))[0, 0]
+    difference = loss(jnp.array([[at + width]])) - loss(
+      jnp.array([[at - width]])
+    )
     np.testing.assert_allclose(
       float(estimate),
       float(difference) / (2 * width),

@@ -8,6 +8,9 @@ import numpy as np
 
 from gemmascope_jax.sae import sweep, train_step
 from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.families.dictionary import Sample
+from gemmascope_jax.sae.train_step import Knobs
+from tests.sae.families import cases
 
 
 def test_last_fired_follows_the_latents():
@@ -15,16 +18,14 @@ def test_last_fired_follows_the_latents():
     width=8, batch_size=4, steps=3, threshold_init=0.5, learning_rate=1e-9
   )
   rows = jnp.asarray(np.random.default_rng(0).normal(size=(64, 5)), jnp.float32)
-  zeros = jnp.zeros(5, jnp.float32)
-  state = sweep.init_fn(recipe)(jax.random.key(0), rows, zeros)
+  state = sweep.init_fn(recipe)(jax.random.key(0), cases.sample(rows))
+  knobs = Knobs.of(recipe)._replace(sparsity_coefficient=jnp.float32(0))
   fired = np.full(8, -1)
   for step in range(3):
     x = rows[4 * step : 4 * step + 4]
-    pre = np.asarray(x @ state.params.w_enc)
+    pre = np.asarray(x @ state.params["w_enc"].T)
     fired[(pre > 0.5).any(axis=0)] = step
-    state, _ = jax.jit(functools.partial(train_step.train_step, recipe))(
-      state, x, jnp.float32(0)
-    )
+    state, _ = sweep.step_fn(recipe)(state, x, x, knobs)
   np.testing.assert_array_equal(state.last_fired, fired)
   assert (fired >= 0).any() and int(state.step) == 3
 
@@ -37,13 +38,12 @@ def test_the_step_for_gemma_2_2b_compiles_at_full_size():
   state = jax.eval_shape(
     functools.partial(train_step.init_state, recipe),
     jax.random.key(0),
-    x,
-    shape((2304,), jnp.float32),
+    Sample(x, x, *[shape((2304,), jnp.float32)] * 2),
   )
   step = jax.jit(
     functools.partial(train_step.train_step, recipe), donate_argnums=0
   )
-  compiled = step.lower(state, x, shape((), jnp.float32)).compile()
+  compiled = step.lower(state, x, x, Knobs.of(recipe)).compile()
   memory = compiled.memory_analysis()
   # Weights and second moments, no first moments: 2 x (2 D M) floats, in place.
   arrays = 2 * 2 * 2304 * recipe.width * 4

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gemmascope_jax.data.stores.harvest import harvest
-from gemmascope_jax.sae.jumprelu import Params
-from gemmascope_jax.sae.sae import SAE, SAEConfig
+from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 from gemmascope_jax.studies import latents
 from tests.data import tiny_gemma
 

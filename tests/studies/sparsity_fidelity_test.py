@@ -9,8 +9,7 @@ import pytest
 from gemmascope_jax import gemma, studies
 from gemmascope_jax.data.policy import PolicyMismatchError, TokenPolicy
 from gemmascope_jax.gemma import sites
-from gemmascope_jax.sae.jumprelu import Params
-from gemmascope_jax.sae.sae import SAE, SAEConfig
+from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 from gemmascope_jax.studies import replacements, splice
 from tests.data import tiny_gemma
 

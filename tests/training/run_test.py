@@ -17,7 +17,10 @@ from gemmascope_jax import artifacts, metrics, parallel, sae, training
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.sae.train_step import Knobs
+from gemmascope_jax.training import monitors
 from tests import rows_stream
+from tests.sae.families import cases
 
 RECIPE = Recipe(
   width=24,
@@ -78,12 +81,13 @@ def test_again_gives_the_same_bytes_and_a_member_alone_too(whole, tmp_path):
 def test_a_run_killed_anywhere_ends_in_the_same_bytes(whole, tmp_path):
   folder, _ = whole
   script = f"""
-import tests.conftest, tests.rows_stream, tests.training_test as t
+import tests.conftest, tests.rows_stream, tests.training.run_test as t
 t._train({str(tmp_path)!r}, pause=0.05)
 """
   for seconds in (0.2, 0.7, 1.3):
     worker = subprocess.Popen(
-      [sys.executable, "-c", script], cwd=pathlib.Path(__file__).parent.parent
+      [sys.executable, "-c", script],
+      cwd=pathlib.Path(__file__).parent.parent.parent,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / training.METRICS).exists():
@@ -205,13 +209,13 @@ def test_no_device_holds_more_than_its_latents():
   mesh = parallel.make_mesh({"model": 8})
   stream = rows_stream.RowsStream(RECIPE.batch_size)
   rows = jax.numpy.asarray(stream.batch(0))
-  state = sweep.init_fn(RECIPE)(jax.random.key(0), rows, rows[0])
+  state = sweep.init_fn(RECIPE)(jax.random.key(0), cases.sample(rows))
   state = parallel.shard(state, mesh, parallel.SAE_RULES)
   for _ in range(2):
-    state, _ = sweep.step_fn(RECIPE, mesh)(state, rows, 1e-3)
+    state, _ = sweep.step_fn(RECIPE, mesh)(state, rows, rows, Knobs.of(RECIPE))
   for tree in (state.params, state.opt_state.nu):
     for name in ("w_enc", "w_dec", "b_enc", "threshold"):
-      leaf = getattr(tree, name)
+      leaf = tree[name]
       held = {shard.data.size for shard in leaf.addressable_shards}
       assert held == {leaf.size // 8}, name
 
@@ -219,6 +223,6 @@ def test_no_device_holds_more_than_its_latents():
 def test_dead_latents_are_counted_beyond_two_to_the_31_rows():
   recipe = dataclasses.replace(RECIPE, batch_size=4096)
   rows = jax.numpy.zeros((4, 8))
-  state = sweep.init_fn(recipe)(jax.random.key(0), rows, rows[0])
+  state = sweep.init_fn(recipe)(jax.random.key(0), cases.sample(rows))
   state = state.replace(step=jax.numpy.int32(976_563))
-  assert training._dead_fraction(recipe, state) == 1.0
+  assert monitors.dead_fraction(recipe, state) == 1.0
