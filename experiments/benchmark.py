@@ -2,13 +2,18 @@
 
 python -m experiments.benchmark forward
 python -m experiments.benchmark store
+python -m experiments.benchmark train_step
 """
 
 from absl import app
 
-from experiments.benchmarks import forward, store
+from experiments.benchmarks import forward, store, train_step
 
-BENCHMARKS = {"forward": forward.main, "store": store.main}
+BENCHMARKS = {
+  "forward": forward.main,
+  "store": store.main,
+  "train_step": train_step.main,
+}
 
 
 def main(argv) -> None:

@@ -25,11 +25,12 @@ class Worker:
   Args:
     module: run as `python -m module name`.
     name: which rival.
+    python: the interpreter, for a rival whose packages do not go with ours.
   """
 
-  def __init__(self, module: str, name: str):
+  def __init__(self, module: str, name: str, python: str = sys.executable):
     self._process = subprocess.Popen(
-      [sys.executable, "-m", module, name],
+      [python, "-m", module, name],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gemmascope_jax.sae import kernels
+from gemmascope_jax.sae.precision import dot
 
 
 @flax.struct.dataclass
@@ -29,7 +30,7 @@ class Dense:
 
   Attributes:
     linear: float [B, M], (x - shift) W_enc^T.
-    precision: `jax.lax.Precision` of the products.
+    precision: of the products, see `precision`.
   """
 
   linear: jax.Array
@@ -46,7 +47,7 @@ class Dense:
 
   def decode(self, values: jax.Array, w_dec: jax.Array) -> jax.Array:
     """[B, E]: values [B, M] times w_dec [M, E]."""
-    return jnp.dot(values, w_dec, precision=self.precision)
+    return _decode(values, w_dec, self.precision)
 
   def total(self, values: jax.Array) -> jax.Array:
     """[M]: sums over rows of values [B, M], differentiable."""
@@ -99,9 +100,7 @@ class Sparse:
 
 def product(x, shift, w_enc, precision) -> jax.Array:
   """(x - shift) W_enc^T: float [B, M] for x [B, D], w_enc [M, D]."""
-  return jax.lax.dot_general(
-    x - shift[None, :], w_enc, (((1,), (1,)), ((), ())), precision=precision
-  )
+  return dot(x - shift[None, :], w_enc, (1, 1), precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -118,13 +117,31 @@ def _encode_backward(precision, residuals, cotangent):
   # a product of the size of the encoder's; that of x is dropped by the compiler
   # where x is data.
   x, shift, w_enc = residuals
-  dot = functools.partial(jnp.dot, precision=precision)
-  d_w_enc = dot(cotangent.T, x - shift[None, :])
-  d_shift = -dot(cotangent.sum(axis=0), w_enc)
-  return dot(cotangent, w_enc), d_shift, d_w_enc
+  d_w_enc = dot(cotangent, x - shift[None, :], (0, 0), precision)
+  total = cotangent.sum(axis=0, keepdims=True)
+  d_shift = -dot(total, w_enc, (1, 0), "highest")[0]
+  return dot(cotangent, w_enc, (1, 0), precision), d_shift, d_w_enc
 
 
 _encode.defvjp(_encode_forward, _encode_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _decode(values, w_dec, precision):
+  return dot(values, w_dec, (1, 0), precision)
+
+
+def _decode_forward(values, w_dec, precision):
+  return _decode(values, w_dec, precision), (values, w_dec)
+
+
+def _decode_backward(precision, residuals, cotangent):
+  values, w_dec = residuals
+  d_values = dot(cotangent, w_dec, (1, 1), precision)
+  return d_values, dot(values, cotangent, (0, 0), precision)
+
+
+_decode.defvjp(_decode_forward, _decode_backward)
 
 
 @jax.custom_vjp
@@ -142,7 +159,7 @@ def _encode_chosen_backward(residuals, cotangent):
   indices, counts = chosen.indices, chosen.counts
   cotangent = _used(cotangent, counts)
   total = kernels.total(cotangent, indices, counts, w_enc.shape[0])
-  d_shift = -jnp.dot(total, w_enc, precision="highest")
+  d_shift = -dot(total[None, :], w_enc, (1, 0), "highest")[0]
   d_w_enc = kernels.outer(
     cotangent, x - shift[None, :], indices, counts, w_enc.shape[0]
   )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gemmascope_jax.sae.precision import PRECISIONS
+
 FAMILIES = ("jumprelu",)
 # Recipe fields that a compiled step takes as numbers, not as constants: members
 # that differ in nothing else share it.
@@ -70,8 +72,8 @@ class Recipe:
     bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
     pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
     normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1); "none" by 1.
-    matmul_precision: `jax.lax.Precision` of the step's products; GS 3.3.2:
-      32-bit throughout: "highest".
+    matmul_precision: of the step's products, see `precision`; GS 3.3.2: 32-bit
+      throughout: "highest".
     step: "dense": every product is over all latents; "sparse": all but the
       encoder's touch only latents that have a value or a gradient, with the
       same result to rounding; "auto": sparse where it is faster.
@@ -125,7 +127,7 @@ class Recipe:
       ("family", FAMILIES),
       ("bias_init", ("zeros", "mean")),
       ("normalise", ("rms", "none")),
-      ("matmul_precision", ("default", "high", "highest")),
+      ("matmul_precision", PRECISIONS),
       ("sparsity_loss", ("l0", "l0_target")),
       ("gated_loss", ("ri_l1", "original")),
       ("encoder_init", ("transpose", "he_uniform")),

@@ -184,3 +184,29 @@ def test_the_shift_is_the_decoder_bias_or_nothing():
   )
   np.testing.assert_array_equal(with_bias, params["b_dec"])
   np.testing.assert_array_equal(without, np.zeros(6))
+
+
+def test_bfloat16_products_round_their_inputs_and_sum_in_float32():
+  x, w = cases.rows(1, 20, 300), cases.rows(2, 15, 300)
+  round_ = lambda a: np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64)
+  arrays = [jnp.asarray(a, jnp.float32) for a in (x, w)]
+  found = codes.product(arrays[0], jnp.zeros(300), arrays[1], "bfloat16")
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(
+    found, round_(x) @ round_(w).T, rtol=1e-4, atol=1e-4
+  )
+  assert np.abs(found - x @ w.T).max() > 1e-3
+  code = codes.Dense(found, "bfloat16")
+  values, d = cases.rows(3, 20, 15), cases.rows(4, 15, 7)
+  out, pull = jax.vjp(
+    code.decode, jnp.asarray(values, jnp.float32), jnp.asarray(d, jnp.float32)
+  )
+  cotangent = np.ones((20, 7), np.float32)
+  d_values, d_decoder = pull(cotangent)
+  np.testing.assert_allclose(
+    out, round_(values) @ round_(d), rtol=1e-4, atol=1e-4
+  )
+  np.testing.assert_allclose(d_values, cotangent @ round_(d).T, rtol=1e-4)
+  np.testing.assert_allclose(
+    d_decoder, round_(values).T @ cotangent, rtol=1e-4, atol=1e-4
+  )
