@@ -56,7 +56,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.harvest.part = 0
 
   config.train = ml_collections.ConfigDict()
+  # An SAE reconstructs the site that it reads. A transcoder reads one site and
+  # reconstructs another: site "mlp_in.12", target_site "mlp.12" (GS app. B). A
+  # crosscoder reads and reconstructs several sites together: site
+  # "res.5+res.12" (Gemma Scope 2).
   config.train.site = "res.12"
+  config.train.target_site = ""  # "": no transcoder
   config.train.tokens = 4_000_000_000  # GS 3.1: 4B at width 2^14, 8B, 16B
   # "bucket": within buckets of consecutive rows (GS 3.1: ~10^6); "global": over
   # the whole store without replacement, in blocks of block_rows.
@@ -64,14 +69,31 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.bucket_rows = 1 << 20  # shuffled together
   config.train.block_rows = 256  # 1: a perfect shuffle, in single-row reads
   config.train.log_every = 100  # steps
+  # Checkpoints: so often, by whichever comes first, and when SIGTERM comes.
   config.train.checkpoint_every = 5_000  # steps
-  config.train.keep_checkpoints = 2
-  # One SAE for each: lambda of GS eq. 4. The paper names 6e-4 and 1e-3 only.
+  config.train.checkpoint_minutes = 10.0  # 0: not by time
+  config.train.keep_checkpoints = 2  # the latest
+  # "fvu" or "loss": keeps the checkpoint at which a batch's was lowest, too.
+  config.train.keep_best = ""
+  # Besides metrics.jsonl: "tensorboard" (needs tensorboardX), "wandb".
+  config.train.loggers = ()
+  # The members of the sweep, trained together on one stream. One SAE for each:
+  # lambda of GS eq. 4. The paper names 6e-4 and 1e-3 only; which give the L0
+  # that you want, experiments.calibrate finds.
   config.train.sparsity_coefficients = (3e-4, 6e-4, 1e-3)
+  # Or one for each L0, held near it by the quadratic penalty of Gemma Scope 2
+  # (eq. 5), whose lambda is not published: L0 ends above the target by the share
+  # of it that the lambda of eq. 4 with the same L0 is of this one.
+  config.train.target_l0s = ()
+  config.train.target_l0_coefficient = 1e-2
+  # And one for each of these: settings of the recipe that are not as below, as
+  # ({"width": 2**15}, {"seed": 1, "learning_rate": 2e-4}).
+  config.train.members = ()
 
   config.recipe = ml_collections.ConfigDict()  # see sae.config.Recipe
   config.recipe.family = "jumprelu"  # GS 2.2
   config.recipe.width = 2**14  # GS Table 1
+  config.recipe.seed = 0  # added to config.seed for the initial weights
   config.recipe.batch_size = 4096  # GS 3.2
   config.recipe.learning_rate = 7e-5  # GS 3.2
   config.recipe.learning_rate_warmup_steps = 1_000  # GS 3.2, half cosine
@@ -81,14 +103,33 @@ def get_config() -> ml_collections.ConfigDict:
   config.recipe.adam_b1 = 0.0  # GS 3.2
   config.recipe.adam_b2 = 0.999  # GS 3.2
   config.recipe.adam_eps = 1e-8  # GS 3.2
+  config.recipe.sparsity_coefficient = 6e-4  # where train names no other
   config.recipe.sparsity_warmup_steps = 10_000  # GS 3.2, linear
+  config.recipe.sparsity_loss = "l0"  # GS 2.2, eq. 4
+  config.recipe.target_l0 = 50.0  # of sparsity_loss "l0_target"
+  config.recipe.frequency_coefficient = 0.0  # GS: none
+  config.recipe.frequency_scale = 0.1
   config.recipe.bandwidth = 1e-3  # GS 3.2, footnote 5
+  config.recipe.threshold_parameter = "raw"  # GS does not say
   config.recipe.threshold_init = 1e-3  # GS 3.2
   config.recipe.threshold_init_l0 = 0.0  # 0: off, as in GS
+  config.recipe.encoder_init = "transpose"  # GS 3.2
   config.recipe.bias_init = "zeros"  # GS 3.2
   config.recipe.pre_encoder_bias = True  # GS 3.2
-  config.recipe.normalise = "rms"  # GS 3.1: E||x||^2 = 1
+  config.recipe.normalise = "rms"  # GS 3.1: E||x||^2 = 1; app. B
+  config.recipe.frozen = ()  # parameters that are not trained
+  config.recipe.prefixes = ()  # widths of Matryoshka's dictionaries; GS: none
+  config.recipe.skip = False  # of a transcoder (Gemma Scope 2)
+  # Of other families: see configs/baselines.py.
+  config.recipe.k = 50
+  config.recipe.aux_k = 512
+  config.recipe.aux_coefficient = 0.0
+  config.recipe.dead_after_rows = 10_000_000
+  config.recipe.gated_loss = "ri_l1"  # needs no resampling (2407.14435)
+  # How steps are computed; what is learned changes by rounding only.
   config.recipe.matmul_precision = "highest"  # GS 3.3.2: 32-bit
+  config.recipe.step = "auto"  # sparse where that is faster
+  config.recipe.capacity = 0  # of a sparse step; 0: by the expected L0
 
   config.evaluate = ml_collections.ConfigDict()
   config.evaluate.sequences = 2048  # held out, of data.window tokens (GS 4.1)

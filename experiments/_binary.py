@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from gemmascope_jax import training
 
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show the whole traceback of an error."
@@ -55,6 +58,9 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
         file=sys.stderr,
       )
       sys.exit(1)
+    except training.PreemptedError as error:
+      print(f"\nstopped: {error}", file=sys.stderr)
+      sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
       print("\nstopped; the same command goes on from here", file=sys.stderr)
       sys.exit(130)

@@ -3,16 +3,29 @@
 python -m experiments.benchmark forward
 python -m experiments.benchmark store
 python -m experiments.benchmark train_step
+python -m experiments.benchmark train_scaling
+python -m experiments.benchmark train_sweep
+python -m experiments.benchmark train_quality
 """
 
 from absl import app
 
-from experiments.benchmarks import forward, store, train_step
+from experiments.benchmarks import (
+  forward,
+  store,
+  train_quality,
+  train_scaling,
+  train_step,
+  train_sweep,
+)
 
 BENCHMARKS = {
   "forward": forward.main,
   "store": store.main,
   "train_step": train_step.main,
+  "train_scaling": train_scaling.main,
+  "train_sweep": train_sweep.main,
+  "train_quality": train_quality.main,
 }
 
 

@@ -123,15 +123,28 @@ class Run:
   Args:
     folder: where the steps live; made.
     keep: how many of the latest are kept.
+    keep_best: whether the one with the lowest value is kept besides.
   """
 
-  def __init__(self, folder: str | os.PathLike, keep: int):
+  def __init__(
+    self, folder: str | os.PathLike, keep: int, keep_best: bool = False
+  ):
     from orbax.checkpoint import v1 as ocp
 
+    policies = ocp.training.preservation_policies
+    preserved = [policies.LatestN(keep)]
+    if keep_best:
+      best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics["value"],
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
+      preserved.append(best)
     self._folder = pathlib.Path(folder).resolve()
     self._checkpointer = ocp.training.Checkpointer(
       self._folder,
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      preservation_policy=policies.AnyPreservationPolicy(preserved),
       cleanup_tmp_directories=True,
     )
 
@@ -143,25 +156,45 @@ class Run:
 
   @property
   def latest(self) -> int | None:
-    """The last whole step, or None."""
+    """The last step that is saved or being saved, or None."""
     latest = self._checkpointer.latest
     return None if latest is None else latest.step
 
-  def save(self, step: int, state: Any) -> None:
-    """Starts writing `state`, a pytree of arrays, as `step`.
+  def save(self, step: int, state: Any, value: float | None = None) -> None:
+    """Starts writing `state`, a pytree of arrays, as `step`, if it is not there.
 
-    Returns once the arrays were copied, so their buffers may be donated.
+    Returns once the arrays were copied, so their buffers may be donated; waits
+    for the save before it, if need be.
+
+    Args:
+      step: after the last one.
+      state: pytree of arrays.
+      value: by which the best is chosen, the lowest.
     """
-    self._checkpointer.save_checkpointables_async(step, {"state": state})
+    if step == self.latest:
+      return
+    metrics = None if value is None else {"value": value}
+    # Not forced, Orbax leaves out a save while another one is being written.
+    self._checkpointer.save_checkpointables_async(
+      step, {"state": state}, force=True, metrics=metrics
+    )
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads `step` into the structure, dtypes and shardings of `like`.
 
+    Args:
+      step: one that is there.
+      like: of arrays or `jax.ShapeDtypeStruct`s; a leaf whose sharding is None
+        goes to the default device.
+
     Raises:
       ValueError: the checkpoint does not fit that structure.
     """
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=x.sharding or default
+      ),
       like,
     )
     try:

@@ -72,3 +72,35 @@ def test_a_checkpoint_without_its_data(tmp_path):
     file.unlink()
   with pytest.raises(ValueError, match="missing or cut short"):
     checkpoints.load_raw_tree(path)
+
+
+def test_checkpoints_restore_onto_another_mesh(tmp_path):
+  mesh = parallel.make_mesh({"model": 8})
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+  value = jax.device_put(np.arange(16.0, dtype=np.float32), split)
+  with checkpoints.Run(tmp_path / "run", keep=1) as run:
+    assert run.latest is None
+    run.save(3, {"x": value})
+  one = {"x": jax.device_put(np.zeros(16, np.float32), jax.devices()[0])}
+  with checkpoints.Run(tmp_path / "run", keep=1) as run:
+    found = run.restore(3, one)["x"]
+  np.testing.assert_array_equal(found, np.arange(16.0))
+  assert found.sharding.device_set == {jax.devices()[0]}
+
+
+def test_every_save_counts_and_the_latest_and_the_best_stay(tmp_path):
+  values = [3.0, 1.0, 5.0, 4.0, 2.0]
+  with checkpoints.Run(tmp_path / "run", keep=2, keep_best=True) as run:
+    for step, value in enumerate(values):
+      # Faster than they are written.
+      run.save(step, {"x": jnp.full(100_000, value)}, value)
+      run.save(step, {"x": jnp.zeros(100_000)}, value)  # is there already
+  kept = sorted(int(path.name) for path in (tmp_path / "run").glob("[0-9]*"))
+  assert kept == [1, 3, 4]
+  like = {"x": jax.ShapeDtypeStruct((100_000,), jnp.float32)}
+  with checkpoints.Run(tmp_path / "run", keep=2, keep_best=True) as run:
+    assert run.latest == 4
+    assert float(run.restore(1, like)["x"][0]) == 1.0
+    run.save(5, {"x": jnp.zeros(100_000)}, 0.5)
+  kept = sorted(int(path.name) for path in (tmp_path / "run").glob("[0-9]*"))
+  assert kept == [4, 5]

@@ -268,7 +268,7 @@ def test_results_are_json_that_says_what_it_is(done):
     ),
     (
       {"recipe.learning_rate": 3e-3},
-      r"its recipes\[0\].learning_rate is 0.002, not 0.003",
+      "no whole SAE .*is there, but its learning_rate is 0.002, not 0.003",
     ),
     ({"train.bucket_rows": 100}, "its stream is "),
   ],
@@ -276,8 +276,35 @@ def test_results_are_json_that_says_what_it_is(done):
 def test_saes_of_another_configuration_are_not_evaluated(done, change, says):
   config = done[0].copy_and_resolve_references()
   config.update_from_flattened_dict(change)
-  with pytest.raises(ValueError, match=says):
+  with pytest.raises((ValueError, FileNotFoundError), match=says):
     experiment.evaluate(config)
+
+
+def test_lambdas_are_found_by_short_runs(done, tmp_path):
+  config = done[0].copy_and_resolve_references()
+  config.workdir = str(tmp_path)
+  config.data.source = str(activations.open_rows(done[0]).root)
+  flags = ["--config=configs/quickstart.py", "--l0=8", "--steps=20"]
+  names = ("workdir", "progress", "data.source", "train.site", "recipe.width")
+  names += ("recipe.batch_size", "recipe.threshold_init_l0", "train.tokens")
+  names += ("harvest.sites", "recipe.bandwidth")
+  flat = {
+    **{name: config[name] for name in names if "." not in name},
+    **{
+      name: config[name.split(".")[0]][name.split(".")[1]]
+      for name in names
+      if "." in name
+    },
+  }
+  flags += [f"--config.{name}={value}" for name, value in flat.items()]
+  found = _binary("calibrate", *flags, f"--write={tmp_path}/found.flags")
+  assert found.returncode == 0, found.stderr
+  setting = (tmp_path / "found.flags").read_text().strip()
+  assert setting.startswith("--config.train.sparsity_coefficients=(")
+  assert setting.split("=")[1] in found.stdout
+  assert "one standard error" in found.stdout
+  curves = _binary("report", "--training_only", *flags[:1], *flags[3:])
+  assert curves.returncode == 1 and "no training metrics" in curves.stderr
 
 
 def test_a_stride_takes_every_nth_held_out_window(done):

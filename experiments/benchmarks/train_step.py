@@ -44,7 +44,7 @@ def _problem(shape):
   return x, w_dec, np.full(latents, threshold, np.float32)
 
 
-def _serve_ours(step: str) -> None:
+def _serve_ours(step: str, precision: str) -> None:
   import functools
 
   import jax
@@ -57,7 +57,12 @@ def _serve_ours(step: str) -> None:
     x, w_dec, threshold = _problem(shape)
     width, latents, rows = shape
     recipe = Recipe(
-      width=latents, batch_size=rows, steps=10**6, step=step, target_l0=_L0
+      width=latents,
+      batch_size=rows,
+      steps=10**6,
+      step=step,
+      target_l0=_L0,
+      matmul_precision=precision,
     )
     params = {
       "w_enc": jnp.array(w_dec),
@@ -81,7 +86,7 @@ def _serve_ours(step: str) -> None:
       "knobs": train_step.Knobs.of(recipe),
     }
 
-  product = jax.jit(functools.partial(code.product, precision="highest"))
+  product = jax.jit(functools.partial(code.product, precision=precision))
   copy = jax.jit(lambda a: a + 1)
   problems = {}
 
@@ -181,32 +186,41 @@ def _serve_dictionary_learning() -> None:
   workers.serve(measure)
 
 
-def _peers() -> dict[str, workers.Worker]:
-  """A worker for each peer that can be imported."""
-  python = os.environ.get("PEERS_PYTHON", sys.executable)
-  found = {}
-  for name, module in _PEERS.items():
-    asked = [python, "-c", f"import {module}"]
-    if subprocess.run(asked, capture_output=True).returncode == 0:
-      found[name] = workers.Worker(__name__, module, python)
-    else:
-      print(f"{name} is not installed for {python}: left out")
-  return found
+def peers_python() -> str:
+  """The interpreter that other libraries are looked for in."""
+  return os.environ.get("PEERS_PYTHON", sys.executable)
+
+
+def installed(module: str) -> bool:
+  """Whether another library can be imported there; says so if not."""
+  asked = [peers_python(), "-c", f"import {module}"]
+  if subprocess.run(asked, capture_output=True).returncode == 0:
+    return True
+  print(f"{module} is not installed for {peers_python()}: left out")
+  return False
 
 
 def main() -> None:
   """Measures, and prints tables for docs/benchmarks.md."""
-  ours = {
-    "ours": workers.Worker(__name__, "auto"),
-    "ours, dense": workers.Worker(__name__, "dense"),
+  rivals = {
+    "ours": workers.Worker(__name__, "auto:highest"),
+    "ours, dense": workers.Worker(__name__, "dense:highest"),
   }
-  platform = ours["ours"].ask({"job": "platform"})["value"]
-  rivals = ours | (_peers() if platform == "cpu" else {})
+  platform = rivals["ours"].ask({"job": "platform"})["value"]
+  if platform == "cpu":
+    for name, module in _PEERS.items():
+      if installed(module):
+        rivals[name] = workers.Worker(__name__, module, peers_python())
+  else:
+    for precision in ("high", "default", "bfloat16"):
+      rivals[f"ours, dense, {precision}"] = workers.Worker(
+        __name__, f"dense:{precision}"
+      )
   print(
     f"{workers.machine()}, {platform}, {datetime.date.today()}, {_ROUNDS}"
     " rounds\n"
   )
-  for shape in _SHAPES.get(platform, _SHAPES["gpu"]):
+  for shape in _SHAPES["cpu" if platform == "cpu" else "gpu"]:
     _compare(rivals, shape)
   for worker in rivals.values():
     worker.close()
@@ -260,9 +274,10 @@ def _compare(rivals, shape) -> None:
 
 
 if __name__ == "__main__":
-  {
-    "auto": lambda: _serve_ours("auto"),
-    "dense": lambda: _serve_ours("dense"),
-    "sae_lens": _serve_sae_lens,
-    "dictionary_learning": _serve_dictionary_learning,
-  }[sys.argv[1]]()
+  if ":" in sys.argv[1]:
+    _serve_ours(*sys.argv[1].split(":"))
+  else:
+    {
+      "sae_lens": _serve_sae_lens,
+      "dictionary_learning": _serve_dictionary_learning,
+    }[sys.argv[1]]()

@@ -17,17 +17,22 @@ from gemmascope_jax import report
 from gemmascope_jax.experiment import evaluation, settings
 from gemmascope_jax.experiment.activations import harvest
 from gemmascope_jax.experiment.evaluation import evaluate
-from gemmascope_jax.experiment.members import train
+from gemmascope_jax.experiment.members import calibrate, train
 from gemmascope_jax.experiment.settings import Config, check
 
 
-def make_report(config: Config) -> dict[str, pathlib.Path]:
-  """Results -> one page, figures and tables."""
+def make_report(
+  config: Config, training_only: bool = False
+) -> dict[str, pathlib.Path]:
+  """Results -> one page, figures and tables; or training's curves alone."""
   workdir = settings.workdir(config)
+  if training_only:
+    return report.build_training(workdir / "train", workdir / "report")
   if not (workdir / evaluation.RESULT).exists():
     raise FileNotFoundError(
       f"no results in {workdir}: run `python -m experiments.evaluate` with the"
-      " same --config first"
+      " same --config first, or ask for the curves of training alone"
+      " (--training_only)"
     )
   return report.build(
     workdir / "results", workdir / "train", workdir / "report"

@@ -11,7 +11,7 @@ from gemmascope_jax import artifacts
 from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.data.stores import harvest as harvesting
 from gemmascope_jax.data.stores import store, store_writing
-from gemmascope_jax.data.streams import live, stream
+from gemmascope_jax.data.streams import joint, live, stream
 from gemmascope_jax.data.tokens import token_files
 from gemmascope_jax.data.tokens.packing import Windows
 from gemmascope_jax.experiment import settings
@@ -175,11 +175,12 @@ def _live_rows(config: Config) -> live.LiveRows:
       f"train.shuffle is {config.train.shuffle!r}: a live model computes"
       " windows one after the other; use 'bucket'"
     )
-  lm = settings.load_lm(config, (config.train.site,))
+  sites = settings.trained_sites(config)
+  lm = settings.load_lm(config, sites)
   return live.LiveRows(
     lm,
     _windows(config, lm.tokenizer),
-    (config.train.site,),
+    sites,
     settings.token_policy(config, lm.tokenizer),
     settings.workdir(config) / LIVE,
     rows=config.harvest.rows,
@@ -192,23 +193,32 @@ def _live_rows(config: Config) -> live.LiveRows:
 def open_stream(config: Config) -> stream.ActivationStream:
   """The training batches, from wherever `data.source` says.
 
+  Of one site for an SAE; a transcoder's and a crosscoder's sites are joined.
+
   Raises:
     FileNotFoundError: there is no store; says what to run.
     ConnectionError: no server answers.
   """
+  order = config.recipe.batch_size, settings.shuffle(config)
   if config.data.source.startswith(SERVERS):
-    return ServerStream(
-      config.data.source,
-      config.train.site,
-      config.recipe.batch_size,
-      settings.shuffle(config),
-      tls_ca=config.data.source_ca or None,
-      timeout_s=config.data.source_timeout,
-      trainer=f"{socket.gethostname()}:{settings.workdir(config).resolve()}",
-    )
-  return stream.StoreStream(
-    open_rows(config),
-    config.train.site,
-    config.recipe.batch_size,
-    settings.shuffle(config),
-  )
+    trainer = f"{socket.gethostname()}:{settings.workdir(config).resolve()}"
+    parts = [
+      ServerStream(
+        config.data.source,
+        site,
+        *order,
+        tls_ca=config.data.source_ca or None,
+        timeout_s=config.data.source_timeout,
+        trainer=f"{trainer} {site}",
+      )
+      for site in settings.trained_sites(config)
+    ]
+  else:
+    rows = open_rows(config)
+    parts = [
+      stream.StoreStream(rows, site, *order)
+      for site in settings.trained_sites(config)
+    ]
+  if config.train.target_site:
+    return joint.JointStream(parts[:1], parts[1])
+  return parts[0] if len(parts) == 1 else joint.JointStream(parts)

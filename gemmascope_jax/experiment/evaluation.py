@@ -28,14 +28,20 @@ def evaluate(config: Config) -> dict[str, Any]:
   """SAEs -> results with standard errors, and releases named by their L0."""
   settings.check(config)
   workdir, site = settings.workdir(config), config.train.site
-  folders = members.finished_members(config)
+  if len(settings.trained_sites(config)) > 1:
+    raise ValueError(
+      f"train.site is {site}, train.target_site {config.train.target_site!r}:"
+      " evaluation splices an SAE into the one site that it reads and writes;"
+      " transcoders and crosscoders can be trained, but not evaluated yet"
+    )
+  finished = members.finished_members(config)
+  folders = [member.finished for member in finished]
   rows_store = activations.open_rows(config)
   training.require_run(
-    workdir / "train",
+    workdir / members.FOLDER,
     stream.StoreStream(
       rows_store, site, config.recipe.batch_size, settings.shuffle(config)
     ),
-    settings.recipes(config),
     config.seed,
   )
   key = artifacts.fingerprint(
@@ -54,14 +60,14 @@ def evaluate(config: Config) -> dict[str, Any]:
   if before.get("key") == key and _is_whole(workdir, before):
     return before
   saes = [sae.load(folder) for folder in folders]
-  names = [each.config.details()["name"] for each in saes]
+  names = [member.name for member in finished]
   lm = settings.load_lm(config)
   common = _provenance(config, lm, rows_store) | {"key": key, "site": site}
   study = sweep_fidelity.run(
     lm,
     site,
     dict(zip(names, saes, strict=True)),
-    [sae.load(members.initial_of(folder)) for folder in folders],
+    [sae.load(member.initial) for member in finished],
     rows_store,
     _held_out(config, lm, rows_store),
     workdir / "results" / "parts",

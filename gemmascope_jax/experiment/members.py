@@ -3,53 +3,70 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from gemmascope_jax import training
 from gemmascope_jax.experiment import activations, settings
 from gemmascope_jax.experiment.settings import Config
-from gemmascope_jax.releases import gemma_scope
+from gemmascope_jax.training import calibrate as calibrating
+
+FOLDER = "train"
+_CALIBRATION = "calibration"
 
 
 def train(config: Config) -> list[pathlib.Path]:
-  """Activations -> a sweep of SAEs, one a sparsity coefficient."""
+  """Activations -> a sweep of SAEs; see `settings.recipes`."""
   settings.check(config)
   return training.train(
     activations.open_stream(config),
     settings.recipes(config),
-    settings.workdir(config) / "train",
+    settings.workdir(config) / FOLDER,
     seed=config.seed,
     mesh=settings.mesh(config),
-    schedule=training.Schedule(
-      log_every=config.train.log_every,
-      checkpoint_every=config.train.checkpoint_every,
-      keep_checkpoints=config.train.keep_checkpoints,
-      progress=config.progress,
-    ),
+    schedule=settings.schedule(config),
+    loggers=tuple(config.train.loggers),
   )
 
 
-def finished_members(config: Config) -> list[pathlib.Path]:
-  """The folders of the trained SAEs, in the sweep's order.
+def calibrate(
+  config: Config, l0s: Sequence[float], steps: int
+) -> list[calibrating.Found]:
+  """Which lambdas give wanted L0s; see `training.calibrate`.
+
+  Args:
+    config: the lambda in the middle of its sweep is where the search begins.
+    l0s: wanted.
+    steps: of each short run.
+  """
+  settings.check(config)
+  recipes = settings.recipes(config)
+  return calibrating.calibrate(
+    activations.open_stream(config),
+    recipes[len(recipes) // 2],
+    l0s,
+    settings.workdir(config) / _CALIBRATION,
+    steps=steps,
+    seed=config.seed,
+    mesh=settings.mesh(config),
+    progress=config.progress,
+  )
+
+
+def finished_members(config: Config) -> list[training.Member]:
+  """The trained members, in the sweep's order.
 
   Raises:
     FileNotFoundError: one is missing or damaged; says what to run.
   """
   found = training.members(
-    settings.workdir(config) / "train", settings.recipes(config)
+    settings.workdir(config) / FOLDER, settings.recipes(config)
   )
-  whole = [
-    gemma_scope.is_whole(path) and gemma_scope.is_whole(initial_of(path))
-    for path in found
-  ]
-  missing = [p.name for p, ok in zip(found, whole, strict=True) if not ok]
-  if missing:
-    raise FileNotFoundError(
-      f"no whole SAE {missing[0]} in {config.workdir}: run `python -m"
-      " experiments.train` with the same --config first"
-    )
+  for member in found:
+    if not member.is_whole:
+      near = training.nearest(member)
+      raise FileNotFoundError(
+        f"no whole SAE {member.slug} in {config.workdir}: run `python -m"
+        " experiments.train` with the same --config first"
+        + (f" ({near})" if near else "")
+      )
   return found
-
-
-def initial_of(folder: pathlib.Path) -> pathlib.Path:
-  """Where the same member lies as it was before its first step."""
-  return folder.parent.parent / training.INITIAL / folder.name

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from gemmascope_jax import cache, gemma, parallel
+from gemmascope_jax import cache, gemma, parallel, training
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.stores import store_plan
+from gemmascope_jax.data.streams.joint import SEPARATOR
 from gemmascope_jax.data.streams.order import Shuffle
 from gemmascope_jax.data.text import documents
 from gemmascope_jax.data.tokens import packing
@@ -20,9 +21,11 @@ from gemmascope_jax.data.tokens.chat import ChatTemplate
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.gemma.load import open_source
 from gemmascope_jax.sae.config import Recipe
+from gemmascope_jax.training import units
 
 Config = ml_collections.ConfigDict
 _DTYPES = ("float32", "bfloat16")
+_BY_K = ("topk", "batch_topk")
 
 
 def check(config: Config) -> None:
@@ -31,20 +34,13 @@ def check(config: Config) -> None:
   Raises:
     ValueError: names the setting and what it should be.
   """
-  recipes(config)
-  if not config.harvest.sites:
-    raise ValueError("harvest.sites is empty: name at least one, as 'res.12'")
-  for name in (*config.harvest.sites, config.train.site):
-    sites.parse(name)
-  if config.train.site not in config.harvest.sites:
-    raise ValueError(
-      f"train.site is {config.train.site}, but harvest.sites are"
-      f" {', '.join(config.harvest.sites)}: harvest it too"
-    )
+  _check_sites(config)
+  for recipe in recipes(config):
+    units.check(recipe, config.train.target_site or None)
   if not sources(config):
     raise ValueError("data.sources is empty: name at least one text")
   for section, names in (
-    ("train", ("tokens", "log_every", "checkpoint_every", "keep_checkpoints")),
+    ("train", ("tokens",)),
     ("evaluate", ("sequences", "stride", "batch", "latents", "contexts")),
     ("evaluate", ("pca_components", "context_rows")),
     ("harvest", ("rows", "rows_per_shard", "batch", "parts")),
@@ -77,6 +73,41 @@ def check(config: Config) -> None:
       " than 0 seconds"
     )
   shuffle(config)
+  schedule(config)
+
+
+def _check_sites(config: Config) -> None:
+  """Sites that exist, are harvested, and make an SAE or one of its kin."""
+  trained, harvested = trained_sites(config), config.harvest.sites
+  if not harvested:
+    raise ValueError("harvest.sites is empty: name at least one, as 'res.12'")
+  for name in (*harvested, *trained):
+    sites.parse(name)
+  target = config.train.target_site
+  where = f"train.site is {config.train.site}"
+  if target:
+    where += f", train.target_site {target}"
+  missing = [name for name in trained if name not in harvested]
+  if missing:
+    raise ValueError(
+      f"{where}, but harvest.sites are {', '.join(harvested)}: harvest"
+      f" {', '.join(missing)} too"
+    )
+  if len(set(trained)) < len(trained):
+    raise ValueError(f"{where}: expected each site once")
+  if target and len(trained) > 2:
+    raise ValueError(f"{where}: expected one site for a transcoder to read")
+
+
+def input_sites(config: Config) -> tuple[str, ...]:
+  """The sites that training reads: several for a crosscoder."""
+  return tuple(config.train.site.split(SEPARATOR))
+
+
+def trained_sites(config: Config) -> tuple[str, ...]:
+  """The sites that training needs: those, and a transcoder's target."""
+  target = config.train.target_site
+  return (*input_sites(config), *([target] if target else []))
 
 
 def workdir(config: Config) -> pathlib.Path:
@@ -199,17 +230,54 @@ def _local_files(source: str) -> list:
 
 
 def recipes(config: Config) -> list[Recipe]:
-  """A recipe for each sparsity coefficient.
+  """A recipe for each member of the sweep.
+
+  One for each of `train.target_l0s`, or else each of
+  `train.sparsity_coefficients`, and then one for each of `train.members`; if
+  there are none of these, the recipe's own.
 
   Raises:
-    ValueError: a value that makes no sense; see `Recipe`.
+    ValueError: a value that makes no sense, or a member's setting that the
+      recipe lacks; see `Recipe`.
   """
-  values = config.recipe.to_dict()
-  values["threshold_init_l0"] = values["threshold_init_l0"] or None
-  steps = -(-config.train.tokens // config.recipe.batch_size)
-  return [
-    Recipe.from_dict(
-      values | {"steps": steps, "sparsity_coefficient": coefficient}
+  train, values = config.train, config.recipe.to_dict()
+  values["steps"] = -(-train.tokens // config.recipe.batch_size)
+  quadratic = {
+    "sparsity_loss": "l0_target",
+    "sparsity_coefficient": train.target_l0_coefficient,
+  }
+  members = [quadratic | {"target_l0": l0} for l0 in train.target_l0s]
+  if not members:
+    members = [
+      {"sparsity_coefficient": coefficient}
+      for coefficient in train.sparsity_coefficients
+    ]
+  if members and config.recipe.family in _BY_K:
+    raise ValueError(
+      f"recipe.family is {config.recipe.family!r}, whose sparsity is k, not"
+      " lambda: expected train.sparsity_coefficients=() and"
+      ' train.members=({"k": 20}, {"k": 50})'
     )
-    for coefficient in config.train.sparsity_coefficients
-  ]
+  found = [_recipe(values | member) for member in members]
+  for index, member in enumerate(train.members):
+    try:
+      found.append(_recipe(values | dict(member)))
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"train.members[{index}] is {member!r}: {error}"
+      ) from error
+  return found or [_recipe(values)]
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+  start = values.get("threshold_init_l0") or None
+  return Recipe.from_dict(values | {"threshold_init_l0": start})
+
+
+def schedule(config: Config) -> training.Schedule:
+  """When training logs and saves."""
+  fields = ("log_every", "checkpoint_every", "checkpoint_minutes")
+  fields += ("keep_checkpoints", "keep_best")
+  return training.Schedule(
+    progress=config.progress, **{name: config.train[name] for name in fields}
+  )

@@ -36,8 +36,17 @@ LM_RULES: Rules = (
 SAE_RULES: Rules = (
   (r"(.*/)?(w_enc|w_dec)", P(MODEL, None)),  # [M, D], [M, E]
   (r"(.*/)?(b_enc|(log_)?threshold|last_fired|fired)", P(MODEL)),  # [M]
+  (r"(.*/)?(r_mag|b_mag)", P(MODEL)),  # [M]
   (r"(.*/)?(b_dec|w_skip)", P()),  # [E], [D, E]
-  (r"(.*/)?(step|count|dense_steps)", P()),
+  (r"(.*/)?(step|count|dense_steps|running_threshold)", P()),
+)
+
+# A finished SAE, `sae.Params`: latents last in its encoder.
+FOLDED_RULES: Rules = (
+  (r"w_enc", P(None, MODEL)),  # [D, M]
+  (r"w_dec", P(MODEL, None)),  # [M, E]
+  (r"b_enc|threshold", P(MODEL)),  # [M]
+  (r"b_dec|w_skip", P()),  # [E], [D, E]
 )
 
 

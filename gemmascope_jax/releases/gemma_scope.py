@@ -1,11 +1,16 @@
 """Gemma Scope's `params.npz`: the five folded arrays, float32.
 
-Keys and shapes as released: `W_enc` [D, M], `W_dec` [M, D], `b_enc` [M],
-`b_dec` [D], `threshold` [M]; folders
+Keys and shapes as released: `W_enc` [D, M], `W_dec` [M, E], `b_enc` [M],
+`b_dec` [E], `threshold` [M], with E = D but for transcoders; folders
 `layer_{L}/width_{W}/average_l0_{N}/params.npz`, W = 16k, 65k, 1m ..., N the
-*measured* mean number of active latents. Beside the arrays stands `sae.json`,
-ours: site, model, token policy, provenance. A folder without it (Google's)
-loads as well; then site and model are unknown unless the path tells.
+*measured* mean number of active latents. A skip transcoder has besides
+`affine_skip_connection` [D, E], as Gemma Scope 2 names it. A crosscoder, which
+Gemma Scope has none of, has `W_enc.SITE`, `W_dec.SITE` and `b_dec.SITE` for each
+of its sites, so that nothing takes it for an SAE.
+
+Beside the arrays stands `sae.json`, ours: sites, model, token policy,
+provenance. A folder without it (Google's) loads as well; then sites and model
+are unknown unless the path tells.
 """
 
 from __future__ import annotations
@@ -14,17 +19,25 @@ import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from gemmascope_jax import artifacts
+from gemmascope_jax import artifacts, parallel
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.releases import npz
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 
 ARRAYS = "params.npz"
 CARD = "sae.json"
-FORMAT = 1
+FORMAT = 2
+_OLDER = 1  # of SAEs only
 _KEYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_SKIP = "affine_skip_connection"
+_SITE_AXES = {"W_enc": 0, "W_dec": 1, "b_dec": 0}
+_LATENT_AXES = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}
 
 
 def width_name(width: int) -> str:
@@ -55,33 +68,93 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: a parameter that is not finite, or a threshold below zero.
   """
+  return save_parts([sae.params], sae.width, sae.config, folder)
+
+
+def save_parts(
+  parts: Iterable[Params],
+  width: int,
+  config: SAEConfig,
+  folder: str | os.PathLike,
+) -> pathlib.Path:
+  """`save` of an SAE that comes in parts; no more than one is held.
+
+  Args:
+    parts: of consecutive latents, w_enc [D, n] and so on; b_dec and w_skip
+      whole in each.
+    width: of the parts together.
+    config: the SAE's.
+    folder: made if needed.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ValueError: as `save`.
+  """
   folder = pathlib.Path(folder)
-  arrays = {
-    "W_enc": sae.params.w_enc,
-    "W_dec": sae.params.w_dec,
-    "b_enc": sae.params.b_enc,
-    "b_dec": sae.params.b_dec,
-    "threshold": sae.params.threshold,
-  }
-  arrays = {k: np.asarray(v, np.float32) for k, v in arrays.items()}
-  _check(arrays, folder / ARRAYS)
-  with artifacts.atomic_write(folder / ARRAYS) as file:
-    np.savez(file, **arrays)
-  policy = sae.config.token_policy
+  pieces = (_arrays(part, config, folder / ARRAYS) for part in parts)
+  first = next(pieces)
+  members = [_member(key, value, width) for key, value in first.items()]
+  with (
+    artifacts.atomic_write(folder / ARRAYS) as file,
+    npz.writing(file, members) as append,
+  ):
+    for key, value in first.items():
+      append(key, value)
+    for piece in pieces:
+      for key, value in piece.items():
+        if _kind(key) in _LATENT_AXES:
+          append(key, value)
+  policy = config.token_policy
   artifacts.write_json(
     folder / CARD,
     {
       "format": FORMAT,
-      "family": sae.config.family,
-      "site": sae.config.site,
-      "model": sae.config.model,
+      "family": config.family,
+      "k": config.k,
+      "site": config.site,
+      "target_site": config.target_site,
+      "parts": config.parts,
+      "model": config.model,
       "token_policy": policy and policy.to_dict(),
-      "provenance": sae.config.details(),
+      "provenance": config.details(),
       "sha256": artifacts.sha256_file(folder / ARRAYS),
       "code": artifacts.code_version(),
     },
   )
   return folder
+
+
+def _arrays(params: Params, config: SAEConfig, where: pathlib.Path) -> dict:
+  """A part's arrays by their keys."""
+  arrays = {
+    "W_enc": params.w_enc,
+    "W_dec": params.w_dec,
+    "b_enc": params.b_enc,
+    "b_dec": params.b_dec,
+    "threshold": params.threshold,
+  }
+  if params.w_skip is not None:
+    arrays[_SKIP] = params.w_skip
+  arrays = {k: np.asarray(v, np.float32) for k, v in arrays.items()}
+  _check_shapes({k: v.shape for k, v in arrays.items()}, config, where)
+  for key, value in arrays.items():
+    _check_values(key, value, where)
+  return _by_site(arrays, config)
+
+
+def _member(key: str, value: np.ndarray, width: int) -> npz.Member:
+  """What the archive will hold of an array of which `value` is a part."""
+  shape = list(value.shape)
+  if _kind(key) in _LATENT_AXES:
+    shape[_LATENT_AXES[_kind(key)]] = width
+  return npz.Member(key, tuple(shape), last_axis_first=_kind(key) == "W_enc")
+
+
+def _kind(key: str) -> str:
+  """Without a crosscoder's site."""
+  return key.partition(".")[0]
 
 
 def is_whole(folder: str | os.PathLike) -> bool:
@@ -96,14 +169,16 @@ def is_whole(folder: str | os.PathLike) -> bool:
   return card.get("sha256") == artifacts.sha256_file(folder / ARRAYS)
 
 
-def load(path: str | os.PathLike) -> SAE:
+def load(path: str | os.PathLike, mesh: Mesh | None = None) -> SAE:
   """Reads `params.npz`, Google's or ours.
 
   Args:
     path: the file, or the folder that holds it.
+    mesh: devices to load it onto, latents over the "model" axis; of the arrays,
+      each process then reads only what its devices hold.
 
   Returns:
-    The SAE, with numpy float32 arrays.
+    The SAE, with numpy float32 arrays, or JAX's on the mesh.
 
   Raises:
     FileNotFoundError: no such file.
@@ -114,39 +189,71 @@ def load(path: str | os.PathLike) -> SAE:
   file = path / ARRAYS if path.is_dir() else path
   if not file.exists():
     raise FileNotFoundError(f"no {ARRAYS} at {path}")
-  arrays = _read(file)
-  _check(arrays, file)
-  return SAE(
-    params=Params(
-      w_enc=arrays["W_enc"],
-      b_enc=arrays["b_enc"],
-      w_dec=arrays["W_dec"],
-      b_dec=arrays["b_dec"],
-      threshold=arrays["threshold"],
-    ),
-    config=_config(file),
+  arrays = _read(file, mapped=mesh is not None)
+  config = _config(file)
+  sites = _side_by_side(arrays, config, file)
+  shapes = {key: _shape(key, parts) for key, parts in sites.items()}
+  _check_shapes(shapes, config, file)
+
+  def values(key: str, index=...) -> np.ndarray:
+    parts = [np.asarray(part[index], np.float32) for part in sites[key]]
+    whole = parts[0]
+    if len(parts) > 1:
+      whole = np.concatenate(parts, axis=_SITE_AXES[key])
+    _check_values(key, whole, file)
+    return whole
+
+  keys = Params(
+    w_enc="W_enc",
+    b_enc="b_enc",
+    w_dec="W_dec",
+    b_dec="b_dec",
+    threshold="threshold",
+    w_skip=_SKIP if _SKIP in sites else None,
   )
+  if mesh is None:
+    return SAE(params=jax.tree.map(values, keys), config=config)
+  like = jax.tree.map(
+    lambda key: jax.ShapeDtypeStruct(shapes[key], np.float32), keys
+  )
+  shardings = parallel.shardings(like, mesh, parallel.FOLDED_RULES)
+  params = jax.tree.map(
+    lambda key, sharding: jax.make_array_from_callback(
+      shapes[key], sharding, lambda index: values(key, index)
+    ),
+    keys,
+    shardings,
+  )
+  return SAE(params=params, config=config)
 
 
-def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """The five arrays as float32; nothing in the file is ever executed."""
+def _read(file: pathlib.Path, mapped: bool) -> dict[str, np.ndarray]:
+  """The arrays, or maps of them; nothing in the file is ever executed."""
   if not zipfile.is_zipfile(file):
     raise ValueError(
       f"{file} is truncated or not an npz archive: fetch or write it again"
     )
-  with np.load(file, allow_pickle=False) as archive:
-    missing = [key for key in _KEYS if key not in archive.files]
-    if missing:
-      raise ValueError(
-        f"{file} lacks {', '.join(missing)}; it holds"
-        f" {', '.join(sorted(archive.files))}: not a Gemma Scope SAE"
-      )
-    try:
-      return {key: np.asarray(archive[key], np.float32) for key in _KEYS}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-      raise ValueError(
-        f"{file} is damaged ({error}): fetch or write it again"
-      ) from error
+  try:
+    if mapped:
+      arrays = npz.members(file)
+    else:
+      with np.load(file, allow_pickle=False) as archive:
+        arrays = {
+          key: archive[key]
+          for key in archive.files
+          if _kind(key) in (*_KEYS, _SKIP)
+        }
+  except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    raise ValueError(
+      f"{file} is damaged ({error}): fetch or write it again"
+    ) from error
+  missing = set(_KEYS) - {_kind(key) for key in arrays}
+  if missing:
+    raise ValueError(
+      f"{file} lacks {', '.join(sorted(missing))}; of an SAE's arrays it holds"
+      f" {', '.join(sorted(arrays)) or 'none'}: not a Gemma Scope SAE"
+    )
+  return arrays
 
 
 def _config(file: pathlib.Path) -> SAEConfig:
@@ -154,7 +261,7 @@ def _config(file: pathlib.Path) -> SAEConfig:
   if not card_file.exists():
     return _config_from_path(file)
   card = artifacts.read_json(card_file)
-  if card.get("format") != FORMAT:
+  if card.get("format") not in (_OLDER, FORMAT):
     raise ValueError(
       f"{card_file} has format {card.get('format')}, this version reads"
       f" {FORMAT}: update gemmascope_jax"
@@ -169,7 +276,10 @@ def _config(file: pathlib.Path) -> SAEConfig:
   policy = card["token_policy"]
   return SAEConfig(
     family=card["family"],
+    k=card.get("k"),
     site=card["site"],
+    target_site=card.get("target_site"),
+    parts=tuple((site, width) for site, width in card.get("parts", ())),
     model=card["model"],
     token_policy=policy and TokenPolicy.from_dict(policy),
     provenance=artifacts.canonical_json(card["provenance"]),
@@ -180,34 +290,91 @@ def _config_from_path(file: pathlib.Path) -> SAEConfig:
   """What Google's repository and folder names tell."""
   text = file.resolve().as_posix()
   layer = re.search(r"/layer_(\d+)/", text)
-  repo = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)(?![a-z])", text)
+  kinds = "res|mlp|att|transcoders"
+  repo = re.search(rf"gemma-scope-(\d+b)-(pt|it)-({kinds})(?![a-z])", text)
   if not (layer and repo):
     return SAEConfig()
   size, tuning, kind = repo.groups()
   model = f"gemma-2-{size}" + ("-it" if tuning == "it" else "")
+  if kind == "transcoders":
+    return SAEConfig(
+      site=f"mlp_in.{layer.group(1)}",
+      target_site=f"mlp.{layer.group(1)}",
+      model=model,
+    )
   return SAEConfig(site=f"{kind}.{layer.group(1)}", model=model)
 
 
-def _check(arrays: dict[str, np.ndarray], where: pathlib.Path) -> None:
-  if arrays["W_enc"].ndim != 2:
+def _by_site(arrays: dict, config: SAEConfig) -> dict[str, np.ndarray]:
+  """A crosscoder's arrays cut into its sites; others as they are."""
+  found = dict(arrays)
+  for key, axis in _SITE_AXES.items() if config.parts else ():
+    whole = found.pop(key)
+    for site, columns in config.columns.items():
+      where = (slice(None),) * axis + (columns,)
+      found[f"{key}.{site}"] = whole[where]
+  return found
+
+
+def _side_by_side(
+  arrays: Mapping[str, np.ndarray], config: SAEConfig, where: pathlib.Path
+) -> dict[str, list[np.ndarray]]:
+  """What stands side by side in each array: itself, or a crosscoder's sites."""
+  found = {
+    key: [value] for key, value in arrays.items() if key in (*_KEYS, _SKIP)
+  }
+  names = sorted({key.partition(".")[2] for key in arrays} - {""})
+  if names != sorted(config.columns):
     raise ValueError(
-      f"{where}: W_enc has shape {arrays['W_enc'].shape}, expected [D, M]"
+      f"{where} holds sites {', '.join(names) or 'none'}, but a crosscoder of"
+      f" {', '.join(config.columns) or 'none'} was expected: fetch the folder"
+      f" again, with its {CARD}"
     )
-  site_width, width = arrays["W_enc"].shape
+  for key in _SITE_AXES if names else ():
+    found[key] = [arrays[f"{key}.{site}"] for site in config.columns]
+  return found
+
+
+def _shape(key: str, parts: Sequence[np.ndarray]) -> tuple[int, ...]:
+  """Of an array whose sites stand side by side."""
+  shape = list(parts[0].shape)
+  if len(parts) > 1:
+    axis = _SITE_AXES[key]
+    shape[axis] = sum(part.shape[axis] for part in parts)
+  return tuple(shape)
+
+
+def _check_shapes(
+  shapes: Mapping[str, tuple[int, ...]],
+  config: SAEConfig,
+  where: pathlib.Path,
+) -> None:
+  for key in ("W_enc", "W_dec"):
+    if len(shapes[key]) != 2:
+      raise ValueError(
+        f"{where}: {key} has shape {shapes[key]}, expected two axes"
+      )
+  inputs, width = shapes["W_enc"]
+  outputs = shapes["W_dec"][1]
+  if config.site and not config.target_site:
+    outputs = inputs
   expected = {
-    "W_dec": (width, site_width),
+    "W_dec": (width, outputs),
     "b_enc": (width,),
-    "b_dec": (site_width,),
+    "b_dec": (outputs,),
     "threshold": (width,),
+    _SKIP: (inputs, outputs),
   }
   for key, shape in expected.items():
-    if arrays[key].shape != shape:
+    if key in shapes and shapes[key] != shape:
       raise ValueError(
-        f"{where}: {key} has shape {arrays[key].shape}, expected {shape} for"
-        f" W_enc [{site_width}, {width}] (W_enc is [D, M], W_dec [M, D])"
+        f"{where}: {key} has shape {shapes[key]}, expected {shape} for"
+        f" W_enc [{inputs}, {width}] (W_enc is [D, M], W_dec [M, E])"
       )
-  for key, value in arrays.items():
-    if not np.isfinite(value).all():
-      raise ValueError(f"{where}: {key} holds values that are not finite")
-  if (arrays["threshold"] < 0).any():
+
+
+def _check_values(key: str, value: np.ndarray, where: pathlib.Path) -> None:
+  if not np.isfinite(value).all():
+    raise ValueError(f"{where}: {key} holds values that are not finite")
+  if key == "threshold" and (value < 0).any():
     raise ValueError(f"{where}: threshold holds negative values")

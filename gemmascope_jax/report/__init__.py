@@ -9,7 +9,7 @@ Nothing here knows a language model or an SAE. matplotlib (the extra `plots`)
 is imported when a figure is drawn.
 """
 
-from gemmascope_jax.report.assemble import build
+from gemmascope_jax.report.assemble import build, build_training
 from gemmascope_jax.report.latent_results import read_latents
 from gemmascope_jax.report.results import ResultError, read_fidelity
 from gemmascope_jax.report.table import markdown_table, terminal_table

@@ -6,7 +6,13 @@ import os
 import pathlib
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.report import figures, page, plotting, table
+from gemmascope_jax.report import (
+  figures,
+  page,
+  plotting,
+  table,
+  training_figure,
+)
 from gemmascope_jax.report.latent_results import read_latents
 from gemmascope_jax.report.results import read_fidelity
 from gemmascope_jax.report.training_metrics import read_metrics
@@ -67,7 +73,11 @@ def build(
   with plotting.style():
     jobs = [("curve", CURVE, lambda t: figures.sparsity_fidelity(result, t))]
     if members is not None:
-      draw = lambda t: figures.training_curves(members, result, t)
+      draw = lambda t: training_figure.training_curves(
+        members,
+        f"Training at {result.site}" if t else "",
+        figures.where(result) + "." if t else "",
+      )
       jobs.append(("training", TRAINING, draw))
     if result.spectrum is not None:
       jobs.append(("spectrum", SPECTRUM, lambda t: figures.spectrum(result, t)))
@@ -78,3 +88,33 @@ def build(
   for stale in {TRAINING, SPECTRUM} - set(written):
     (out / stale).unlink(missing_ok=True)
   return written
+
+
+def build_training(
+  train_folder: str | os.PathLike, out_folder: str | os.PathLike
+) -> dict[str, pathlib.Path]:
+  """Writes the training curves alone, while a run goes on or after it.
+
+  Args:
+    train_folder: holds `metrics.jsonl` and `run.json`.
+    out_folder: where the figure goes; made if need be.
+
+  Returns:
+    File name -> path: training_curves.png.
+
+  Raises:
+    FileNotFoundError: no `metrics.jsonl`.
+    ResultError: a file is not what it should be; names file and field.
+    ImportError: matplotlib is not installed.
+  """
+  folder = pathlib.Path(train_folder)
+  members = read_metrics(folder / "metrics.jsonl")
+  run = artifacts.read_json(folder / "run.json")
+  path = pathlib.Path(out_folder) / TRAINING
+  with plotting.style():
+    figure = training_figure.training_curves(
+      members, f"Training at {run['site']}", f"{run['model']}."
+    )
+    with artifacts.atomic_write(path) as file:
+      file.write(plotting.png(figure))
+  return {TRAINING: path}

@@ -1,4 +1,4 @@
-"""The report's figures: sparsity-fidelity, training curves, PCA spectrum.
+"""The evaluation's figures: sparsity-fidelity, PCA spectrum.
 
 Each takes parsed results and returns a matplotlib figure; call these inside
 `plotting.style()`, and turn the figure into bytes there too.
@@ -6,27 +6,17 @@ Each takes parsed results and returns a matplotlib figure; call these inside
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 from gemmascope_jax.report import plotting, wording
 from gemmascope_jax.report.plotting import INK, MUTED, PAPER
 from gemmascope_jax.report.results import Fidelity, Row, Value
-from gemmascope_jax.report.training_metrics import Member
 
 _AXIS_LABELS = {
   "delta_loss": "delta loss (nats/token)",
   "fvu": "FVU (variance unexplained)",
 }
 _L0_LABEL = "L0 (active latents per token)"
-_CURVES = (
-  ("fvu", "FVU", "fraction"),
-  ("l0", "L0", "active latents per token"),
-  ("dead_fraction", "dead latents", "fraction"),
-  ("threshold_mean", "mean threshold", "normalised activation"),
-  ("kernel_share", "kernel share", "fraction of pre-activations"),
-)
 
 
 def sparsity_fidelity(result: Fidelity, with_title: bool = True) -> Any:
@@ -69,58 +59,6 @@ def fidelity_notes(result: Fidelity) -> str:
   return f"{notes} Clean loss: {loss} nats/token."
 
 
-def training_curves(
-  members: Sequence[Member], result: Fidelity, with_title: bool = True
-) -> Any:
-  """What training logged, a panel a metric and a line a member.
-
-  The x axis is activations seen if the run logged `rows`, else steps.
-
-  Args:
-    members: as read by `read_metrics`, at least one.
-    result: names the model and the site.
-    with_title: whether the figure carries a title itself.
-  """
-  shown = [
-    curve
-    for curve in _CURVES
-    if all(curve[0] in member.curves for member in members)
-  ]
-  columns = 3
-  lines = math.ceil((len(shown) + 1) / columns)
-  figure = plotting.blank(10.5, 2.75 * lines + (0.9 if with_title else 0))
-  panels = figure.subplots(lines, columns, squeeze=False).ravel()
-  by_rows = all(member.rows is not None for member in members)
-  styles = plotting.sweep_styles(len(members))
-  for panel, (key, title, unit) in zip(panels, shown, strict=False):
-    for member, (colour, dash) in zip(members, styles, strict=True):
-      panel.plot(
-        member.rows if by_rows else member.steps,
-        member.curves[key],
-        color=colour,
-        linestyle=dash,
-        label=member.name,
-        linewidth=1.6,
-      )
-    values = [v for m in members for v in m.curves[key] if math.isfinite(v)]
-    if key in ("fvu", "l0") and values:
-      plotting.log_axis(panel.yaxis, values, (0.06, 0.06))
-    elif max(values, default=0) > 0:
-      panel.set_ylim(bottom=0)
-    panel.set_title(title, weight="bold")
-    panel.set_ylabel(unit, size=9.5, color=MUTED)
-    panel.set_xlabel("activations seen" if by_rows else "training step")
-    plotting.short_numbers(panel.xaxis)
-  handles, labels = panels[0].get_legend_handles_labels()
-  spare = panels[len(shown) :]
-  for panel in spare:
-    panel.axis("off")
-  spare[0].legend(handles, labels, loc="center left", alignment="left")
-  if with_title:
-    plotting.frame(figure, f"Training at {result.site}", _where(result) + ".")
-  return figure
-
-
 def spectrum(result: Fidelity, with_title: bool = True) -> Any:
   """FVU of PCA against its components, with each SAE at its L0.
 
@@ -160,13 +98,14 @@ def spectrum(result: Fidelity, with_title: bool = True) -> Any:
   return figure
 
 
-def _where(result: Fidelity) -> str:
+def where(result: Fidelity) -> str:
+  """Model and site, in words."""
   return f"{result.model}, {wording.site(result.site)}"
 
 
 def _facts(result: Fidelity) -> str:
   return (
-    f"{_where(result)}: {wording.dictionary(result)}, evaluated on"
+    f"{where(result)}: {wording.dictionary(result)}, evaluated on"
     f" {wording.tokens(result.tokens)}."
   )
 

@@ -4,12 +4,13 @@ A family's loss is written once, on either of two views of the same product
 (x - shift) W_enc^T:
 
   `Dense`   holds it for all M latents of every row;
-  `Sparse`  only for the K latents of a row that the family says can have a
-            value or a gradient, with their numbers. Its decoder product and
-            all gradients touch nothing else (see `kernels`).
+  `Sparse`  only for the few latents of a row that the family says can have a
+            value or a gradient, with their numbers, in lines of K slots (see
+            `kernels.Slots`). Its decoder product and all gradients touch
+            nothing else.
 
-Letters: B batch rows, D width of the input, E width of the target, M latents,
-L latents of a row in a view: M or K.
+Letters: B batch rows, D width of the input, E width of the target, M latents.
+What a view holds is [B, M] or [V, K]; below, [R, L] stands for either.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Dense:
     """[M]: sums over rows of values [B, M], differentiable."""
     return values.sum(axis=0)
 
+  def mean(self, values: jax.Array) -> jax.Array:
+    """A scalar: sums over latents of values [B, M], mean over rows."""
+    return values.sum(axis=1).mean()
+
   def among(self, first: int, last: int) -> jax.Array:
     """bool [1, M]: which are latents first..last-1."""
     number = jnp.arange(self.linear.shape[1])
@@ -61,41 +66,49 @@ class Dense:
 
 @flax.struct.dataclass
 class Sparse:
-  """The K latents of each row that may have a value or a gradient.
+  """The latents of each row that may have a value or a gradient.
 
   Attributes:
-    linear: float32 [B, K], (x - shift) W_enc^T of those; -inf past the last.
-    indices: int32 [B, K], their numbers; 0 past the last.
-    counts: int32 [B], how many of the K are used.
+    linear: float32 [V, K], (x - shift) W_enc^T of those; `kernels.NEVER` in
+      slots that are not used.
+    slots: which latents, see `kernels.Slots`.
+    rows: B.
     width: M.
   """
 
   linear: jax.Array
-  indices: jax.Array
-  counts: jax.Array
+  slots: kernels.Slots
+  rows: int = flax.struct.field(pytree_node=False)
   width: int = flax.struct.field(pytree_node=False)
 
   @classmethod
   def of(cls, x, shift, w_enc, chosen: kernels.Chosen) -> Sparse:
     """From x [B, D], shift [D], w_enc [M, D] and `kernels.choose`'s result."""
     linear = _encode_chosen(x, shift, w_enc, chosen)
-    return cls(linear, chosen.indices, chosen.counts, w_enc.shape[0])
+    return cls(linear, chosen.slots, x.shape[0], w_enc.shape[0])
 
   def take(self, vector: jax.Array) -> jax.Array:
-    """[B, K]: a number of each latent, to stand beside `linear`."""
-    return _take(vector, self.indices, self.counts)
+    """[V, K]: a number of each latent, to stand beside `linear`."""
+    return _take(vector, self.slots)
 
   def decode(self, values: jax.Array, w_dec: jax.Array) -> jax.Array:
-    """[B, E]: values [B, K] times the rows of w_dec [M, E]."""
-    return _decode_chosen(values, w_dec, self.indices, self.counts)
+    """[B, E]: values [V, K] times the rows of w_dec [M, E]."""
+    return _decode_chosen(values, w_dec, self.slots, self.rows)
 
   def total(self, values: jax.Array) -> jax.Array:
-    """[M]: sums over rows of values [B, K], differentiable."""
-    return _total(values, self.indices, self.counts, self.width)
+    """[M]: sums over rows of values [V, K], differentiable."""
+    return _total(values, self.slots, self.width)
+
+  def mean(self, values: jax.Array) -> jax.Array:
+    """A scalar: sums over latents of values [V, K], mean over rows.
+
+    Values of slots that are not used must be zero.
+    """
+    return values.sum(axis=1).sum() / self.rows
 
   def among(self, first: int, last: int) -> jax.Array:
-    """bool [B, K]: which are latents first..last-1."""
-    return (self.indices >= first) & (self.indices < last)
+    """bool [V, K]: which are latents first..last-1."""
+    return (self.slots.indices >= first) & (self.slots.indices < last)
 
 
 def product(x, shift, w_enc, precision) -> jax.Array:
@@ -155,82 +168,72 @@ def _encode_chosen_forward(x, shift, w_enc, chosen):
 
 
 def _encode_chosen_backward(residuals, cotangent):
-  x, shift, w_enc, chosen = residuals
-  indices, counts = chosen.indices, chosen.counts
-  cotangent = _used(cotangent, counts)
-  total = kernels.total(cotangent, indices, counts, w_enc.shape[0])
+  x, shift, w_enc, (_, slots, _) = residuals
+  total = kernels.total(cotangent, slots, w_enc.shape[0])
   d_shift = -dot(total[None, :], w_enc, (1, 0), "highest")[0]
-  d_w_enc = kernels.outer(
-    cotangent, x - shift[None, :], indices, counts, w_enc.shape[0]
-  )
-  d_x = kernels.combine(cotangent, w_enc, indices, counts)
+  d_w_enc = kernels.outer(cotangent, x - shift[None, :], slots, w_enc.shape[0])
+  d_x = kernels.combine(cotangent, w_enc, slots, x.shape[0])
   return d_x, d_shift, d_w_enc, None
 
 
 _encode_chosen.defvjp(_encode_chosen_forward, _encode_chosen_backward)
 
 
-@jax.custom_vjp
-def _decode_chosen(values, w_dec, indices, counts):
-  return kernels.combine(values, w_dec, indices, counts)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _decode_chosen(values, w_dec, slots, rows):
+  return kernels.combine(values, w_dec, slots, rows)
 
 
-def _decode_chosen_forward(values, w_dec, indices, counts):
-  out = kernels.combine(values, w_dec, indices, counts)
-  return out, (values, w_dec, indices, counts)
+def _decode_chosen_forward(values, w_dec, slots, rows):
+  out = kernels.combine(values, w_dec, slots, rows)
+  return out, (values, w_dec, slots)
 
 
-def _decode_chosen_backward(residuals, cotangent):
-  values, w_dec, indices, counts = residuals
-  d_values = kernels.dots(cotangent, w_dec, indices, counts)
-  d_w_dec = kernels.outer(values, cotangent, indices, counts, w_dec.shape[0])
-  return d_values, d_w_dec, None, None
+def _decode_chosen_backward(rows, residuals, cotangent):
+  del rows
+  values, w_dec, slots = residuals
+  d_values = kernels.dots(cotangent, w_dec, slots)
+  return (
+    d_values,
+    kernels.outer(values, cotangent, slots, w_dec.shape[0]),
+    None,
+  )
 
 
 _decode_chosen.defvjp(_decode_chosen_forward, _decode_chosen_backward)
 
 
 @jax.custom_vjp
-def _take(vector, indices, counts):
-  del counts
-  return vector[indices]
+def _take(vector, slots):
+  return vector[slots.indices]
 
 
-def _take_forward(vector, indices, counts):
-  return vector[indices], (vector.shape[0], indices, counts)
+def _take_forward(vector, slots):
+  return vector[slots.indices], (vector.shape[0], slots)
 
 
 def _take_backward(residuals, cotangent):
-  width, indices, counts = residuals
-  return (
-    kernels.total(_used(cotangent, counts), indices, counts, width),
-    None,
-    None,
-  )
+  width, slots = residuals
+  return kernels.total(cotangent, slots, width), None
 
 
 _take.defvjp(_take_forward, _take_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _total(values, indices, counts, width):
-  return kernels.total(_used(values, counts), indices, counts, width)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _total(values, slots, width):
+  return kernels.total(values, slots, width)
 
 
-def _total_forward(values, indices, counts, width):
-  return _total(values, indices, counts, width), (indices, counts)
+def _total_forward(values, slots, width):
+  return kernels.total(values, slots, width), slots
 
 
-def _total_backward(width, residuals, cotangent):
+def _total_backward(width, slots, cotangent):
   del width
-  indices, counts = residuals
-  return _used(cotangent[indices], counts), None, None
+  slot = jnp.arange(slots.indices.shape[1])[None, :]
+  used = slot < slots.counts[:, None]
+  return jnp.where(used, cotangent[slots.indices], 0), None
 
 
 _total.defvjp(_total_forward, _total_backward)
-
-
-def _used(values, counts):
-  """[B, K] with zeros past each row's count."""
-  slot = jnp.arange(values.shape[1])[None, :]
-  return jnp.where(slot < counts[:, None], values, 0)

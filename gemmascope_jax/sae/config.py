@@ -12,7 +12,7 @@ from typing import Any
 
 from gemmascope_jax.sae.precision import PRECISIONS
 
-FAMILIES = ("jumprelu",)
+FAMILIES = ("jumprelu", "gated", "topk", "batch_topk", "relu")
 # Recipe fields that a compiled step takes as numbers, not as constants: members
 # that differ in nothing else share it.
 KNOBS = ("sparsity_coefficient", "target_l0", "learning_rate")
@@ -71,14 +71,16 @@ class Recipe:
       at which that many latents fire on an average row.
     bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
     pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
-    normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1); "none" by 1.
+    normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1), a transcoder's
+      targets by the inputs' C (GS appendix B); "each" those by their own C;
+      "none" by 1. See `training.units`.
     matmul_precision: of the step's products, see `precision`; GS 3.3.2: 32-bit
       throughout: "highest".
     step: "dense": every product is over all latents; "sparse": all but the
       encoder's touch only latents that have a value or a gradient, with the
       same result to rounding; "auto": sparse where it is faster.
-    capacity: latents a row that a sparse step has room for; steps that need
-      more are dense. 0: chosen from the expected L0.
+    capacity: latents a row that a sparse step has room for; a few rows may have
+      more. Steps that need more room are dense. 0: from the expected L0.
   """
 
   family: str = "jumprelu"
@@ -126,7 +128,7 @@ class Recipe:
     for field, allowed in (
       ("family", FAMILIES),
       ("bias_init", ("zeros", "mean")),
-      ("normalise", ("rms", "none")),
+      ("normalise", ("rms", "each", "none")),
       ("matmul_precision", PRECISIONS),
       ("sparsity_loss", ("l0", "l0_target")),
       ("gated_loss", ("ri_l1", "original")),
@@ -184,6 +186,18 @@ class Recipe:
         raise ValueError(
           f"recipe.{field} is {value}; expected a number from 0 to 1"
         )
+    for field, readers in (
+      ("sparsity_loss", ("jumprelu",)),
+      ("frequency_coefficient", ("jumprelu",)),
+      ("aux_coefficient", ("topk", "batch_topk")),
+    ):
+      value = getattr(self, field)
+      if value != getattr(Recipe, field) and self.family not in readers:
+        raise ValueError(
+          f"recipe.{field} is {value!r}, which family {self.family!r} does not"
+          f" read; leave it at {getattr(Recipe, field)!r}, or choose"
+          f" {' or '.join(readers)}"
+        )
     if self.family in ("topk", "batch_topk") and self.k > self.width:
       raise ValueError(
         f"recipe.k is {self.k}; expected at most the width, {self.width}"
@@ -210,7 +224,14 @@ class Recipe:
   @property
   def name(self) -> str:
     """Short name of the member in tables, logs and folders."""
-    return f"{self.family} M={self.width} lambda={self.sparsity_coefficient:g}"
+    if self.family in ("topk", "batch_topk"):
+      sparsity = f"k={self.k}"
+    elif self.sparsity_loss == "l0_target":
+      sparsity = f"L0={self.target_l0:g}"
+    else:
+      sparsity = f"lambda={self.sparsity_coefficient:g}"
+    seed = f" seed={self.seed}" if self.seed else ""
+    return f"{self.family} M={self.width} {sparsity}{seed}"
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -1,14 +1,27 @@
 """Folding the training-time conveniences into the released weights.
 
-Training sees x / C and subtracts the pre-encoder bias; a release does neither
-(Gemma Scope, appendix A). With W_enc and W_dec unchanged,
+Training sees x / a and y / c and may subtract the pre-encoder bias; a release
+does neither. a [D] and c [E] are the inputs' and targets' scales. With
 
-  b_enc'     = C b_enc - C W_enc b_dec   (the second term with the pre-bias)
-  b_dec'     = C b_dec
-  threshold' = C threshold
+  f = JumpReLU_theta((x / a - s) W_enc + b_enc),   s = b_dec or 0
+  y = c (f W_dec + b_dec + (x / a) W_skip)
 
-gives latents scaled by C, the same L0 and the same reconstructions, because
-JumpReLU is positively homogeneous when the threshold scales along.
+and any n [M] > 0, f' = n f = JumpReLU_theta'(x W_enc' + b_enc') and
+y = f' W_dec' + b_dec' + x W_skip' for
+
+  W_enc'  = diag(1 / a) W_enc diag(n)     W_dec'  = diag(1 / n) W_dec diag(c)
+  b_enc'  = n (b_enc - s W_enc)           b_dec'  = c b_dec
+  theta'  = n theta                       W_skip' = diag(1 / a) W_skip diag(c)
+
+because JumpReLU is positively homogeneous when the threshold scales along: the
+same latents are active, and reconstructions are the same. n_i is the norm of
+row i of W_dec diag(c), so that directions have unit length in raw space too.
+
+For an SAE, and a transcoder (Gemma Scope divides its targets by the inputs'
+C), a = c = C is one number: n = C, and W_enc, W_dec and W_skip are unchanged,
+which is the paper's appendix A. A crosscoder's sites have each a C of their
+own: rows of W_dec are of unit length over all sites together, in training
+units before folding and in raw units after it.
 """
 
 from __future__ import annotations
@@ -18,13 +31,20 @@ import numpy as np
 from gemmascope_jax.sae.sae import Params
 
 
-def fold(params: dict, scale: float, pre_encoder_bias: bool) -> Params:
+def fold(
+  params: dict,
+  scale: float | np.ndarray,
+  pre_encoder_bias: bool,
+  target_scale: float | np.ndarray | None = None,
+) -> Params:
   """Training-space parameters to raw activation space.
 
   Args:
     params: as a family's `release` gives them, trained on x / scale.
-    scale: C, the root of the site's mean square norm; positive.
+    scale: a: C, the root of the site's mean square norm, or [D], one for each
+      input; positive.
     pre_encoder_bias: whether the encoder read x - b_dec.
+    target_scale: c, of the targets: a number or [E]; None: `scale`.
 
   Returns:
     Parameters for raw activations and no pre-encoder bias; float32, computed
@@ -33,21 +53,37 @@ def fold(params: dict, scale: float, pre_encoder_bias: bool) -> Params:
   Raises:
     ValueError: a scale that is not positive and finite.
   """
-  if not (scale > 0 and np.isfinite(scale)):
-    raise ValueError(
-      f"normalisation scale C is {scale}; expected a positive number: the"
-      " store's activations are all zero or not finite"
-    )
+  a = np.asarray(scale, np.float64)
+  c = a if target_scale is None else np.asarray(target_scale, np.float64)
+  for each in (a, c):
+    if not ((each > 0) & np.isfinite(each)).all():
+      raise ValueError(
+        f"normalisation scale C is {each.min()}; expected a positive number: the"
+        " store's activations are all zero or not finite"
+      )
   params = {name: np.asarray(value) for name, value in params.items()}
-  b_dec = params["b_dec"].astype(np.float64)
-  b_enc = params["b_enc"].astype(np.float64)
+  w_enc, w_dec = params["w_enc"].T, params["w_dec"]
+  b_enc, b_dec, threshold = (
+    params[name].astype(np.float64) for name in ("b_enc", "b_dec", "threshold")
+  )
   if pre_encoder_bias:
     b_enc = b_enc - params["w_enc"] @ b_dec
-  raw = lambda value: (scale * value).astype(np.float32)
+  w_skip = params.get("w_skip")
+  if c.ndim == 0:
+    n = c
+  else:
+    raw = w_dec * c[None, :]
+    n = np.maximum(np.linalg.norm(raw, axis=1), np.finfo(np.float64).tiny)
+    w_dec = raw / n[:, None]
+  if a.ndim or c.ndim or a != c:
+    w_enc = w_enc / np.reshape(a, (-1, 1)) * np.reshape(n, (1, -1))
+    if w_skip is not None:
+      w_skip = w_skip / np.reshape(a, (-1, 1)) * np.reshape(c, (1, -1))
   return Params(
-    w_enc=np.asarray(params["w_enc"].T, np.float32),
-    b_enc=raw(b_enc),
-    w_dec=np.asarray(params["w_dec"], np.float32),
-    b_dec=raw(b_dec),
-    threshold=raw(params["threshold"].astype(np.float64)),
+    w_enc=np.asarray(w_enc, np.float32),
+    b_enc=np.asarray(n * b_enc, np.float32),
+    w_dec=np.asarray(w_dec, np.float32),
+    b_dec=np.asarray(c * b_dec, np.float32),
+    threshold=np.asarray(n * threshold, np.float32),
+    w_skip=None if w_skip is None else np.asarray(w_skip, np.float32),
   )

@@ -1,4 +1,4 @@
-"""Products with a sparse code on the CPU, where XLA's own are slow.
+"""Loops for the CPU where XLA's own are slow: sparse products, Adam's update.
 
 XLA's gathers and scatters on the CPU cost more than the dense products that
 they would replace, so these few loops are C++ (`sparse_kernels.cc`), called
@@ -6,11 +6,10 @@ through XLA's foreign function interface. They are compiled on first use, by the
 machine's C++ compiler for this very machine, into a cache folder; where there
 is no compiler, `available` is false and training steps are dense.
 
-A code is: indices int32 [B, K], the numbers of the latents that count in each
-row; counts int32 [B], how many of the K are used; values float32 [B, K].
 Results do not depend on the number of threads, to the bit.
 
-Letters: B rows, K slots of a row, M latents, E width of a vector.
+Letters: B rows of the batch, M latents, E width of a vector; V lines of K slots
+hold a code, see `Slots`.
 """
 
 from __future__ import annotations
@@ -36,71 +35,128 @@ from gemmascope_jax import cache
 # that a derivative of zero times it is zero.
 NEVER = -1e30
 _SOURCE = pathlib.Path(__file__).with_name("sparse_kernels.cc")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-fno-math-errno", "-std=c++17", "-shared", "-fPIC")
+_NATIVE = "-march=native"  # which some compilers for ARM do not know
 # Not -ffast-math: sums keep their order, and NaN stays NaN.
-_TARGETS = ("Choose", "Combine", "Dots", "Outer", "Total")
+_TARGETS = ("Choose", "Combine", "Dots", "Outer", "Total", "AdamRows")
+
+
+class Slots(NamedTuple):
+  """Where the latents of a code are: V lines of K slots.
+
+  Line b holds the first K latents of row b; a row that has more goes on in lines
+  after the B-th, which follow each other.
+
+  Attributes:
+    indices: int32 [V, K], numbers of latents, increasing in a row; 0 past them.
+    counts: int32 [V], how many of the K are used.
+    rows: int32 [V], the row that a line belongs to; B: to none.
+  """
+
+  indices: jax.Array
+  counts: jax.Array
+  rows: jax.Array
 
 
 class Chosen(NamedTuple):
   """The latents of each row above a bound, as `choose` finds them.
 
   Attributes:
-    values: float32 [B, K], in increasing order of latents; `NEVER` past them.
-    indices: int32 [B, K]; 0 past them.
-    counts: int32 [B], at most K.
-    most: int32 scalar, the largest number that any row had; above K some are
-      missing, and the code must not be used.
+    values: float32 [V, K], `linear` of those; `NEVER` in slots not used.
+    slots: see `Slots`.
+    needed: int32 scalar, lines that all of them need; with more than V, some
+      are missing, and the code must not be used.
   """
 
   values: jax.Array
-  indices: jax.Array
-  counts: jax.Array
-  most: jax.Array
+  slots: Slots
+  needed: jax.Array
 
 
-def choose(linear: jax.Array, bound: jax.Array, slots: int) -> Chosen:
-  """The latents that are above a bound.
+def choose(
+  linear: jax.Array,
+  offset: jax.Array,
+  bound: jax.Array,
+  lines: int,
+  slots: int,
+) -> Chosen:
+  """The latents whose linear + offset is above a bound.
 
   Args:
     linear: float32 [B, M].
-    bound: float32 [1, M] or [B, 1].
-    slots: K, the room for each row.
+    offset: float32 [M].
+    bound: float32 [1 or B, 1 or M].
+    lines: V, at least B.
+    slots: K.
   """
-  rows = linear.shape[0]
-  shape = jax.ShapeDtypeStruct
-  values, indices, counts = _call(
+  integers = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  values, indices, counts, rows, needed = _call(
     "Choose",
     (
-      shape((rows, slots), jnp.float32),
-      shape((rows, slots), jnp.int32),
-      shape((rows,), jnp.int32),
+      _floats((lines, slots)),
+      integers(lines, slots),
+      integers(lines),
+      integers(lines),
+      integers(1),
     ),
     linear,
+    offset,
     bound,
   )
-  return Chosen(values, indices, jnp.minimum(counts, slots), counts.max())
+  return Chosen(values, Slots(indices, counts, rows), needed[0])
 
 
-def combine(values, matrix, indices, counts) -> jax.Array:
-  """sum_k values[b, k] matrix[indices[b, k]]: [B, E] for matrix [M, E]."""
-  shape = (values.shape[0], matrix.shape[1])
-  return _call("Combine", _floats(shape), values, matrix, indices, counts)
+def combine(values, matrix, slots: Slots, rows: int) -> jax.Array:
+  """sum over a row's entries of value matrix[index]: [B, E] for [M, E]."""
+  shape = (rows, matrix.shape[1])
+  return _call("Combine", _floats(shape), values, matrix, *slots)
 
 
-def dots(rows, matrix, indices, counts) -> jax.Array:
-  """rows[b] . matrix[indices[b, k]]: [B, K] for rows [B, E], 0 where unused."""
-  return _call("Dots", _floats(indices.shape), rows, matrix, indices, counts)
+def dots(vectors, matrix, slots: Slots) -> jax.Array:
+  """vectors[row] . matrix[index]: [V, K] for vectors [B, E]; 0 if not used."""
+  return _call("Dots", _floats(slots.indices.shape), vectors, matrix, *slots)
 
 
-def outer(values, rows, indices, counts, width: int) -> jax.Array:
-  """sum over (b, k) of latent m of values[b, k] rows[b]: [M, E]."""
-  shape = (width, rows.shape[1])
-  return _call("Outer", _floats(shape), values, rows, indices, counts)
+def outer(values, vectors, slots: Slots, width: int) -> jax.Array:
+  """sum over a latent's entries of value vectors[row]: [M, E] for [B, E]."""
+  shape = (width, vectors.shape[1])
+  return _call("Outer", _floats(shape), values, vectors, *slots)
 
 
-def total(values, indices, counts, width: int) -> jax.Array:
-  """sum over (b, k) of latent m of values[b, k]: [M]."""
-  return _call("Total", _floats((width,)), values, indices, counts)
+def total(values, slots: Slots, width: int) -> jax.Array:
+  """sum over a latent's entries of value: [M]."""
+  return _call("Total", _floats((width,)), values, slots.indices, slots.counts)
+
+
+def adam_rows(w, gradient, nu, mu, numbers) -> tuple[jax.Array, ...]:
+  """One Adam step on a matrix whose rows are latents, in one pass.
+
+  Args:
+    w: float32 [M, E], weights.
+    gradient: float32 [M, E].
+    nu: float32 [M, E], second moments.
+    mu: float32 [M, E], first moments; None with b1 = 0.
+    numbers: float32 [7]: learning rate, b1, b2, eps, 1 - b1^t, 1 - b2^t, and 1
+      if rows have unit length and keep it (the gradient's part along the row is
+      removed before Adam sees it), else 0.
+
+  Returns:
+    New weights, second and first moments (None without), and the gradient's
+    squared length by row, float32 [M].
+  """
+  given = jnp.zeros((0,), jnp.float32) if mu is None else mu
+  shapes = [_floats(a.shape) for a in (w, nu, given)]
+  w, nu, given, squares = _call(
+    "AdamRows",
+    (*shapes, _floats((w.shape[0],))),
+    w,
+    gradient,
+    nu,
+    given,
+    numbers,
+    input_output_aliases={0: 0, 2: 1, 3: 2},
+  )
+  return w, nu, None if mu is None else given, squares
 
 
 @functools.cache
@@ -125,9 +181,10 @@ def _floats(shape) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _call(name: str, result, *arguments):
+def _call(name: str, result, *arguments, **options):
   _register()
-  return jax.ffi.ffi_call(f"gemmascope_{name.lower()}", result)(*arguments)
+  call = jax.ffi.ffi_call(f"gemmascope_{name.lower()}", result, **options)
+  return call(*arguments)
 
 
 @functools.cache
@@ -158,10 +215,10 @@ def _library() -> pathlib.Path:
   handle, temporary = tempfile.mkstemp(dir=folder, suffix=".incomplete")
   os.close(handle)
   command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+  command += ["-o", temporary]
   try:
-    subprocess.run(
-      [*command, "-o", temporary], check=True, capture_output=True, timeout=300
-    )
+    if subprocess.run([*command, _NATIVE], capture_output=True).returncode:
+      subprocess.run(command, check=True, capture_output=True)
     os.replace(temporary, path)  # whole, or not there
   finally:
     pathlib.Path(temporary).unlink(missing_ok=True)

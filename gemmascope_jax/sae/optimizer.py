@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gemmascope_jax.sae import kernels
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families.dictionary import Params, unit_rows
 
@@ -110,13 +111,21 @@ def remove_parallel(gradient: jax.Array, w_dec: jax.Array) -> jax.Array:
   return gradient - along * w_dec
 
 
+class Update(NamedTuple):
+  """What `apply` returns: parameters, state, the gradient's L2 norm."""
+
+  params: Params
+  state: optax.OptState
+  gradient_norm: jax.Array
+
+
 def apply(
   recipe: Recipe,
   params: Params,
   gradients: Params,
   state: optax.OptState,
   rate: jax.Array,
-) -> tuple[Params, optax.OptState]:
+) -> Update:
   """One constrained update (steps 7-10 of the recipe).
 
   Projects the decoder gradient, takes the Adam step, renormalises the decoder
@@ -124,29 +133,70 @@ def apply(
   `bias_learning_rate_scale` of the rate; `frozen` parameters stay as they are.
 
   Args:
-    recipe: see `Recipe`.
+    recipe: see `Recipe`; with the step "sparse", whose kernels there are then,
+      matrices are updated in one pass over the memory.
     params: see `families.dictionary`.
     gradients: of the same structure.
     state: of `adam(recipe)`.
     rate: this step's learning rate, a scalar.
 
   Returns:
-    The new parameters and state.
+    See `Update`; the norm is of the gradients as given.
   """
-  gradients = gradients | {
-    "w_dec": remove_parallel(gradients["w_dec"], params["w_dec"])
-  }
-  direction, state = adam(recipe).update(gradients, state, params)
+  norms, fused = [], {}
+  count = state.count + 1
+  if recipe.step == "sparse":
+    for name, value in params.items():
+      if value.ndim == 2 and name not in recipe.frozen:
+        *fused[name], squares = kernels.adam_rows(
+          value,
+          gradients[name],
+          state.nu[name],
+          state.mu[name] if recipe.adam_b1 else None,
+          _numbers(recipe, rate, count, name == "w_dec"),
+        )
+        norms.append(squares.sum())
+  rest = {k: v for k, v in params.items() if k not in fused}
+  given = {k: gradients[k] for k in rest}
+  norms.append(jnp.square(optax.global_norm(given)))
+  if "w_dec" in rest:
+    given["w_dec"] = remove_parallel(given["w_dec"], params["w_dec"])
+  direction, moments = adam(recipe).update(given, _of(state, rest), rest)
   small = rate * recipe.bias_learning_rate_scale
   new = {}
-  for name, value in params.items():
-    if name in recipe.frozen:
-      new[name] = value
-      continue
-    value = value - (small if value.ndim == 1 else rate) * direction[name]
-    if name == "w_dec":
-      value = unit_rows(value)
-    elif name == "threshold":
-      value = jnp.maximum(value, jnp.finfo(value.dtype).tiny)
+  for name, value in rest.items():
+    if name not in recipe.frozen:
+      value = value - (small if value.ndim == 1 else rate) * direction[name]
+      if name == "w_dec":
+        value = unit_rows(value)
+      elif name == "threshold":
+        value = jnp.maximum(value, jnp.finfo(value.dtype).tiny)
     new[name] = value
-  return new, state
+  if fused:
+    new |= {name: found[0] for name, found in fused.items()}
+    nu = {name: found[1] for name, found in fused.items()}
+    moments = moments._replace(nu=moments.nu | nu)
+    if recipe.adam_b1:
+      mu = {name: found[2] for name, found in fused.items()}
+      moments = moments._replace(mu=moments.mu | mu)
+  return Update(new, moments, jnp.sqrt(sum(norms)))
+
+
+def _of(state: optax.OptState, names) -> optax.OptState:
+  """The moments of some parameters."""
+  kept = {
+    field: {name: getattr(state, field)[name] for name in names}
+    for field in ("mu", "nu")
+    if hasattr(state, field)
+  }
+  return state._replace(**kept)
+
+
+def _numbers(recipe: Recipe, rate, count, unit: bool) -> jax.Array:
+  """What `kernels.adam_rows` needs to know."""
+  decays = jnp.asarray([recipe.adam_b1, recipe.adam_b2], jnp.float32)
+  corrections = 1 - decays ** count.astype(jnp.float32)
+  constants = jnp.asarray([recipe.adam_eps], jnp.float32)
+  flag = jnp.asarray([unit], jnp.float32)
+  rate = jnp.asarray(rate, jnp.float32).reshape(1)
+  return jnp.concatenate([rate, decays, constants, corrections, flag])

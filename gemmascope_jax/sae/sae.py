@@ -1,11 +1,16 @@
-"""A finished SAE: encode and decode raw activations.
+"""A finished SAE, transcoder or crosscoder: encode and decode raw activations.
 
-Letters: D width of the site, M latents.
+An SAE reconstructs what it reads, and so does a crosscoder, which reads several
+sites side by side; a transcoder reconstructs another site.
+
+Letters: D width of the input, E width of the output (D but for a transcoder),
+M latents.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -14,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.sae import largest
 
 
 @flax.struct.dataclass
@@ -23,9 +29,10 @@ class Params:
   Attributes:
     w_enc: [D, M].
     b_enc: [M].
-    w_dec: [M, D], rows of unit length.
-    b_dec: [D].
+    w_dec: [M, E], rows of unit length.
+    b_dec: [E].
     threshold: [M], not negative.
+    w_skip: [D, E] of a skip transcoder, else None.
   """
 
   w_enc: jax.Array
@@ -33,6 +40,7 @@ class Params:
   w_dec: jax.Array
   b_dec: jax.Array
   threshold: jax.Array
+  w_skip: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +48,23 @@ class SAEConfig:
   """What an SAE is for; static under jit.
 
   Attributes:
-    family: architecture of the stored weights: "jumprelu".
-    site: where it reads and writes, such as "res.12"; None if unknown.
+    family: which family it was trained as.
+    k: if set, a row keeps only its k largest latents: TopK; else None.
+    site: where it reads, and writes unless it is a transcoder, such as
+      "res.12"; of a crosscoder "res.5+res.9"; None if unknown.
+    target_site: where a transcoder writes, such as "mlp.12"; else None.
+    parts: (site, width) of each of a crosscoder's sites, in the order in which
+      they stand side by side; else empty.
     model: label of the language model; None if unknown.
     token_policy: the positions that it was trained on; None if unknown.
     provenance: JSON of the training recipe, data and hashes; "{}" if unknown.
   """
 
   family: str = "jumprelu"
+  k: int | None = None
   site: str | None = None
+  target_site: str | None = None
+  parts: tuple[tuple[str, int], ...] = ()
   model: str | None = None
   token_policy: TokenPolicy | None = None
   provenance: str = "{}"
@@ -56,6 +72,15 @@ class SAEConfig:
   def details(self) -> dict[str, Any]:
     """The provenance as a dict."""
     return json.loads(self.provenance)
+
+  @property
+  def columns(self) -> dict[str, slice]:
+    """Which columns of its activations are which of a crosscoder's sites."""
+    ends = itertools.accumulate(width for _, width in self.parts)
+    return {
+      site: slice(end - width, end)
+      for (site, width), end in zip(self.parts, ends, strict=True)
+    }
 
 
 @flax.struct.dataclass
@@ -82,6 +107,11 @@ class SAE:
     """Width D of the activations that it reads."""
     return self.params.w_enc.shape[0]
 
+  @property
+  def target_width(self) -> int:
+    """Width E of the activations that it writes."""
+    return self.params.w_dec.shape[1]
+
   def pre_activations(self, x: jax.Array) -> jax.Array:
     """x W_enc + b_enc: float32 [..., M] for x [..., D]."""
     if x.shape[-1] != self.site_width:
@@ -94,19 +124,43 @@ class SAE:
     return pre + _broadcast(self.params.b_enc, pre)
 
   def encode(self, x: jax.Array) -> jax.Array:
-    """Latents f(x) of eqs. 1 and 3: float32 [..., M] for x [..., D]."""
+    """Latents f(x) of eqs. 1 and 3: float32 [..., M] for x [..., D].
+
+    With `SAEConfig.k` only the k largest of a row, and all that equal the last
+    of them; the others are 0.
+    """
     pre = self.pre_activations(x)
     active = pre > _broadcast(self.params.threshold, pre)
-    return jnp.where(active, jnp.maximum(pre, 0), 0)
+    latents = jnp.where(active, jnp.maximum(pre, 0), 0)
+    if self.config.k is None:
+      return latents
+    return largest.keep(latents, self.config.k)
 
-  def decode(self, latents: jax.Array) -> jax.Array:
-    """Reconstruction of eq. 2: float32 [..., D] for latents [..., M]."""
+  def decode(self, latents: jax.Array, x: jax.Array | None = None) -> jax.Array:
+    """Reconstruction of eq. 2: float32 [..., E] for latents [..., M].
+
+    Args:
+      latents: float [..., M].
+      x: [..., D], what they encode; only a skip transcoder needs it, whose
+        reconstruction is latents W_dec + b_dec + x W_skip.
+
+    Raises:
+      ValueError: a skip transcoder without x.
+    """
     out = _product(latents, self.params.w_dec)
-    return out + _broadcast(self.params.b_dec, out)
+    out = out + _broadcast(self.params.b_dec, out)
+    if self.params.w_skip is None:
+      return out
+    if x is None:
+      raise ValueError(
+        "this transcoder has a skip connection, so latents alone do not make"
+        " its reconstruction: use sae(x), or sae.decode(latents, x)"
+      )
+    return out + _product(x.astype(jnp.float32), self.params.w_skip)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """decode(encode(x)): float32 [..., D]."""
-    return self.decode(self.encode(x))
+    """decode(encode(x), x): float32 [..., E]."""
+    return self.decode(self.encode(x), x)
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -13,8 +13,8 @@ as Gemma Scope does (2408.05147, 2.2):
 The mean of these over a batch is a kernel density estimate, with that
 bandwidth, of the derivative of the *expected* loss.
 
-Letters: B batch rows; L latents of a row: all M of them, or the few of a
-`code.Sparse`, where each row has its own and so the thresholds have rows too.
+Letters: B batch rows; L latents of a row: all M of them, or the few of a line
+of `code.Sparse`, where each has its own and so the thresholds have rows too.
 """
 
 from __future__ import annotations

@@ -18,16 +18,15 @@ from gemmascope_jax.sae import kernels, train_step
 from gemmascope_jax.sae.config import KNOBS, Recipe
 
 # What one stream of batches fixes for all who read it.
-_SHARED = ("batch_size", "steps", "normalise")
+_SHARED = ("batch_size", "normalise")
 
 
 def check(recipes: Sequence[Recipe], batch_size: int) -> None:
   """Refuses recipes that can't be trained together.
 
   Raises:
-    ValueError: no recipe, one that differs in batch size, steps or
-      normalisation, a batch size that is not the stream's, or two members
-      that are the same.
+    ValueError: no recipe, one that differs in batch size or normalisation, a
+      batch size that is not the stream's, or two members that are the same.
   """
   if not recipes:
     raise ValueError("the sweep is empty: give at least one recipe")
@@ -53,33 +52,63 @@ def step_fn(recipe: Recipe, mesh: Mesh | None = None) -> Callable:
 
   Args:
     recipe: see `Recipe`.
-    mesh: keeps the state split over it by `parallel.SAE_RULES`.
+    mesh: keeps the state split over it by `parallel.SAE_RULES`, and batches by
+      rows; what devices then tell each other is in `costs.collective_bytes`.
 
   Returns:
     (state, x [B, D], y [B, E], `train_step.Knobs`) -> (state, metrics); the
     state's buffers are donated.
+
+  Raises:
+    ValueError: the step "sparse" on a mesh.
   """
   return _compiled_step(_shape(recipe, mesh), mesh)
 
 
-def init_fn(recipe: Recipe) -> Callable:
+def init_fn(recipe: Recipe, mesh: Mesh | None = None) -> Callable:
   """The compiled `train_step.init_state`, shared like the step.
+
+  Args:
+    recipe: see `Recipe`.
+    mesh: makes the state in the parts that its devices keep, so that no device
+      ever holds more; the numbers are those of one device.
 
   Returns:
     (key, `dictionary.Sample`) -> state.
+
+  Raises:
+    ValueError: the step "sparse" on a mesh.
   """
-  return _compiled_init(_shape(recipe, None))
+  return _compiled_init(_shape(recipe, mesh), mesh)
+
+
+def step_kind(recipe: Recipe, mesh: Mesh | None = None) -> str:
+  """ "dense" or "sparse": what the recipe's step is on these devices.
+
+  Raises:
+    ValueError: the step "sparse" on a mesh.
+  """
+  if recipe.step == "sparse" and mesh is not None:
+    raise ValueError(
+      f"recipe.step is 'sparse', but a mesh, here {dict(mesh.shape)}, has dense"
+      " steps only: set recipe.step to 'auto', or mesh.data and mesh.model to 1"
+    )
+  if recipe.step == "auto":
+    return "sparse" if mesh is None and kernels.available() else "dense"
+  return recipe.step
 
 
 def _shape(recipe: Recipe, mesh: Mesh | None) -> Recipe:
   """The recipe without what compiled code does not depend on."""
   default = Recipe()
   shared = {name: getattr(default, name) for name in (*KNOBS, "seed")}
-  step = recipe.step
-  if step == "auto":
-    step = "sparse" if mesh is None and kernels.available() else "dense"
+  if not recipe.learning_rate_decay_share:
+    shared["steps"] = default.steps
   return dataclasses.replace(
-    recipe, **shared, step=step, capacity=train_step.capacity(recipe)
+    recipe,
+    **shared,
+    step=step_kind(recipe, mesh),
+    capacity=train_step.capacity(recipe),
   )
 
 
@@ -87,13 +116,21 @@ def _shape(recipe: Recipe, mesh: Mesh | None) -> Recipe:
 def _compiled_step(recipe: Recipe, mesh: Mesh | None) -> Callable:
   def step(state, x, y, knobs):
     state, values = train_step.train_step(recipe, state, x, y, knobs)
-    if mesh is not None:
-      state = parallel.constrain(state, mesh, parallel.SAE_RULES)
-    return state, values
+    return _split(state, mesh), values
 
   return jax.jit(step, donate_argnums=0)
 
 
 @functools.cache
-def _compiled_init(recipe: Recipe) -> Callable:
-  return jax.jit(functools.partial(train_step.init_state, recipe))
+def _compiled_init(recipe: Recipe, mesh: Mesh | None) -> Callable:
+  def init(key, sample):
+    return _split(train_step.init_state(recipe, key, sample), mesh)
+
+  return jax.jit(init)
+
+
+def _split(state: train_step.TrainState, mesh: Mesh | None):
+  """The state, by latents over the mesh."""
+  if mesh is None:
+    return state
+  return parallel.constrain(state, mesh, parallel.SAE_RULES)

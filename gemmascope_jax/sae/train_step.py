@@ -3,8 +3,8 @@
 Members of a sweep that differ only in `config.KNOBS` share the compiled step,
 because those are arguments of it.
 
-Letters: B batch rows, D width of the input, E of the target, M latents, K slots
-of a row in a sparse code.
+Letters: B batch rows, D width of the input, E of the target, M latents; V
+lines of K slots hold a sparse code.
 """
 
 from __future__ import annotations
@@ -61,8 +61,18 @@ class Knobs(NamedTuple):
 
 
 def init_state(recipe: Recipe, key: jax.Array, sample: Sample) -> TrainState:
-  """The state before the first step; see `dictionary.Sample`."""
+  """The state before the first step; see `dictionary.Sample`.
+
+  Raises:
+    ValueError: `Recipe.frozen` names a parameter that the family has not.
+  """
   params = families.of(recipe.family).init(recipe, key, sample)
+  unknown = sorted(set(recipe.frozen) - set(params))
+  if unknown:
+    raise ValueError(
+      f"recipe.frozen names {', '.join(unknown)}; the parameters of family"
+      f" {recipe.family!r} are {', '.join(sorted(params))}"
+    )
   return TrainState(
     params=params,
     opt_state=optimizer.adam(recipe).init(params),
@@ -78,7 +88,8 @@ def capacity(recipe: Recipe) -> int:
   if recipe.capacity:
     return min(recipe.capacity, recipe.width)
   expected = max(recipe.k, recipe.target_l0, recipe.threshold_init_l0 or 0)
-  return min(recipe.width, 64 * -(-round(8 * expected) // 64))
+  slots = 8 * expected + (2 * recipe.aux_k if recipe.aux_coefficient else 0)
+  return min(recipe.width, 64 * -(-round(slots) // 64))
 
 
 def train_step(
@@ -117,7 +128,7 @@ def train_step(
   value_and_grad = _sparse if recipe.step == "sparse" else _dense
   loss, aux, gradients = value_and_grad(recipe, state.params, batch)
   rate = optimizer.learning_rate(recipe, knobs.learning_rate, state.step)
-  params, opt_state = optimizer.apply(
+  params, opt_state, gradient_norm = optimizer.apply(
     recipe, state.params, gradients, state.opt_state, rate
   )
   params = params | aux.pop("assign", {})
@@ -128,7 +139,7 @@ def train_step(
     **aux,
     "sparsity_coefficient": batch.sparsity_coefficient,
     "learning_rate": rate,
-    "gradient_norm": optax.global_norm(gradients),
+    "gradient_norm": gradient_norm,
   }
   if "threshold" in params or "log_threshold" in params:
     released = families.of(recipe.family).release(recipe, params)
@@ -160,10 +171,22 @@ def _dense(recipe: Recipe, params, batch: Batch):
   return value, aux, gradients
 
 
+def _room(recipe: Recipe, rows: int) -> tuple[int, int]:
+  """(V, K) of a sparse code, see `kernels.Slots`.
+
+  A few rows have many times the usual number of latents (some tokens' vectors
+  are ten times as long as others), so an eighth of the lines is for what does
+  not fit into a row's own; but TopK and AuxK look for the largest of a row, whose
+  latents must stand in one line.
+  """
+  whole = recipe.family == "topk" or recipe.aux_coefficient
+  return rows + (0 if whole else 8 + rows // 8), capacity(recipe)
+
+
 def _sparse(recipe: Recipe, params, batch: Batch):
   """The same to rounding, touching only latents that count.
 
-  Where a row has more of them than there is room for, the step is dense.
+  Where there are more of them than there is room for, the step is dense.
   """
   family = families.of(recipe.family)
   linear = codes.product(
@@ -172,8 +195,10 @@ def _sparse(recipe: Recipe, params, batch: Batch):
     params["w_enc"],
     recipe.matmul_precision,
   )
-  slots = capacity(recipe)
-  chosen = kernels.choose(linear, family.bound(recipe, params, linear), slots)
+  lines, slots = _room(recipe, len(batch.x))
+  pre = linear + params["b_enc"][None, :]
+  bound = family.bound(recipe, params, pre, batch)
+  chosen = kernels.choose(linear, params["b_enc"], bound, lines, slots)
 
   def sparse(params):
     def loss(params):
@@ -189,4 +214,4 @@ def _sparse(recipe: Recipe, params, batch: Batch):
     value, aux, gradients = _dense(recipe, params, batch)
     return value, aux | {"fell_back": jnp.int32(1)}, gradients
 
-  return jax.lax.cond(chosen.most > slots, dense, sparse, params)
+  return jax.lax.cond(chosen.needed > lines, dense, sparse, params)

@@ -166,6 +166,11 @@ def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
       f"the SAE was trained at site {sae.config.site}, not {site}: splice it"
       " where it belongs"
     )
+  if sae.config.target_site is not None:
+    raise ValueError(
+      f"a transcoder from {site} to {sae.config.target_site} does not"
+      " reconstruct what it reads: splicing it is not supported yet"
+    )
   if sae.site_width != width:
     raise ValueError(
       f"the SAE reads activations of width {sae.site_width}, but {site} of"

@@ -183,7 +183,8 @@ def _nearest(saes, sample, target) -> tuple[int, float]:
 
 def _on_device(sae: SAE) -> SAE:
   # Without its provenance, which is static, all of one shape compile once.
-  return jax.tree.map(jnp.asarray, sae.replace(config=SAEConfig()))
+  config = SAEConfig(k=sae.config.k)
+  return jax.tree.map(jnp.asarray, sae.replace(config=config))
 
 
 def _records(

@@ -1,74 +1,105 @@
-"""How a member of a run starts, and how it ends as a finished SAE.
-
-Letters: B batch rows, D width of the site, M latents.
-"""
+"""How a member of a run starts, and how it ends as a finished SAE."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from gemmascope_jax import artifacts
+from gemmascope_jax import artifacts, parallel
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import families, fold, sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families.dictionary import Sample
-from gemmascope_jax.sae.sae import SAE, SAEConfig
-from gemmascope_jax.training import monitors
+from gemmascope_jax.sae.sae import Params, SAEConfig
+from gemmascope_jax.sae.train_step import TrainState
+from gemmascope_jax.training import monitors, processes
+from gemmascope_jax.training.units import Units
 
 # Rows from which data-dependent starting values are measured.
 _SAMPLE_ROWS = 8_192
+# So many are on the host when an SAE is saved.
+_LATENTS_AT_A_TIME = 4_096
 
 
-def scale(stream, recipe: Recipe) -> float:
-  """C, the root of the site's mean square norm (Gemma Scope 3.1)."""
-  return (
-    math.sqrt(stream.mean_square_norm) if recipe.normalise == "rms" else 1.0
+def sample(stream, units: Units) -> Sample:
+  """Rows from the start of the stream, in training units."""
+  rows = min(_SAMPLE_ROWS, stream.rows)
+  batches = math.ceil(rows / stream.batch_size)
+  found = np.concatenate([x for _, x in stream.iterate(0, batches)])
+  x, y = units.inputs_and_targets(jnp.asarray(found[:rows]))
+  means = (units.x_mean, units.y_mean)
+  return Sample(x, y, *(jnp.asarray(mean, jnp.float32) for mean in means))
+
+
+def sample_shapes(units: Units) -> Sample:
+  """`sample` without its numbers."""
+  shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
+  x, y = len(units.x_mean), len(units.y_mean)
+  return Sample(
+    shape(_SAMPLE_ROWS, x), shape(_SAMPLE_ROWS, y), shape(x), shape(y)
   )
 
 
-def initial_states(stream, recipes, scale, seed) -> list:
-  """Every member before its first step, from a sample of the stream."""
-  rows = min(_SAMPLE_ROWS, stream.rows)
-  batches = math.ceil(rows / stream.batch_size)
-  sample = np.concatenate([x for _, x in stream.iterate(0, batches)])
-  sample = jnp.asarray(sample[:rows]) / jnp.float32(scale)
-  mean = jnp.asarray(stream.mean / scale, jnp.float32)
-  sample = Sample(sample, sample, mean, mean)
-  states = [
-    sweep.init_fn(recipe)(jax.random.key(seed + recipe.seed), sample)
-    for recipe in recipes
-  ]
+def initial_state(
+  recipe: Recipe, sample: Sample, seed: int, mesh: Mesh | None = None
+) -> TrainState:
+  """A member before its first step, on the devices that train it."""
+  init = sweep.init_fn(recipe, mesh)
+  state = init(jax.random.key(seed + recipe.seed), sample)
   # Each member owns its buffers, because its step is given them to overwrite.
-  return [jax.tree.map(jnp.copy, state) for state in states]
+  return jax.tree.map(jnp.copy, state)
 
 
-def save(stream, scale, recipe, state, folder) -> None:
+def save(
+  stream, units: Units, name: str, recipe: Recipe, state: TrainState, folder
+) -> None:
   """Folds one member and writes it with its provenance."""
   provenance = {
     "recipe": dataclasses.asdict(recipe),
-    "name": recipe.name,
+    "name": name,
     "steps": int(state.step),
     "rows": int(state.step) * recipe.batch_size,
     "dead_fraction": monitors.dead_fraction(recipe, state),
     "dead_after_rows": monitors.DEAD_AFTER_ROWS,
-    "normalisation": {"scale": scale},
+    "normalisation": units.scales,
     "stream": stream.fingerprint,
     **stream.provenance,
   }
-  released = families.of(recipe.family).release(recipe, state.params)
-  sae = SAE(
-    params=fold.fold(released, scale, recipe.pre_encoder_bias),
-    config=SAEConfig(
-      family=recipe.family,
-      site=stream.site,
-      model=stream.model,
-      token_policy=stream.policy,
-      provenance=artifacts.canonical_json(provenance),
-    ),
+  config = SAEConfig(
+    family=recipe.family,
+    k=recipe.k if recipe.family == "topk" else None,
+    site=units.site,
+    target_site=units.target_site,
+    parts=units.parts,
+    model=stream.model,
+    token_policy=stream.policy,
+    provenance=artifacts.canonical_json(provenance),
   )
-  gemma_scope.save(sae, folder)
+  parts = _folded(units, recipe, state)
+  if processes.is_first():
+    gemma_scope.save_parts(parts, recipe.width, config, folder)
+  else:
+    collections.deque(parts, maxlen=0)  # gives the first what it lacks
+
+
+def _folded(
+  units: Units, recipe: Recipe, state: TrainState
+) -> Iterator[Params]:
+  """The SAE on raw activations, a block of latents at a time."""
+  released = jax.jit(families.of(recipe.family).release, static_argnums=0)(
+    recipe, state.params
+  )
+  whole = {k: v for k, v in released.items() if k in ("b_dec", "w_skip")}
+  by_latents = {k: v for k, v in released.items() if k not in whole}
+  whole = jax.tree.map(np.asarray, whole)
+  for block in parallel.blocks(by_latents, _LATENTS_AT_A_TIME):
+    yield fold.fold(
+      block | whole, units.scale, recipe.pre_encoder_bias, units.target_scale
+    )

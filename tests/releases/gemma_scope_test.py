@@ -12,24 +12,47 @@ from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 
 
-def _sae(seed=0, width=6, latents=20) -> SAE:
+def _sae(
+  seed=0, width=6, latents=20, target_width=None, skip=False, **config
+) -> SAE:
   rng = np.random.default_rng(seed)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  target_width = target_width or width
   return SAE(
     Params(
       w_enc=normal(width, latents),
       b_enc=normal(latents),
-      w_dec=normal(latents, width),
-      b_dec=normal(width),
+      w_dec=normal(latents, target_width),
+      b_dec=normal(target_width),
       threshold=np.abs(normal(latents)) + 0.1,
+      w_skip=normal(width, target_width) if skip else None,
     ),
     SAEConfig(
-      site="res.3",
       model="gemma-tiny",
       token_policy=TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0),
       provenance='{"rows": 7}',
+      **{"site": "res.3"} | config,
     ),
   )
+
+
+KINDS = {
+  "sae": {},
+  "transcoder": {
+    "target_width": 4,
+    "site": "mlp_in.3",
+    "target_site": "att.3",
+  },
+  "skip transcoder": {
+    "skip": True,
+    "site": "mlp_in.3",
+    "target_site": "mlp.3",
+  },
+  "crosscoder": {
+    "site": "res.3+att.1+res.1",  # in the order of the columns
+    "parts": (("res.3", 2), ("att.1", 3), ("res.1", 1)),
+  },
+}
 
 
 def _rewrite(folder, **changes):
@@ -41,8 +64,9 @@ def _rewrite(folder, **changes):
   return folder
 
 
-def test_round_trip_keeps_everything(tmp_path):
-  original = _sae()
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_keeps_everything(tmp_path, kind):
+  original = _sae(**KINDS[kind])
   folder = releases.save(original, tmp_path / "a")
   found = sae.load(folder)
   assert found.config == original.config
@@ -53,6 +77,47 @@ def test_round_trip_keeps_everything(tmp_path):
   again = releases.save(found, tmp_path / "b")
   for name in (gemma_scope.ARRAYS, gemma_scope.CARD):
     assert (folder / name).read_bytes() == (again / name).read_bytes()
+
+
+def test_cards_of_the_format_before_are_read(tmp_path):
+  folder = releases.save(_sae(), tmp_path)
+  card = json.loads((folder / gemma_scope.CARD).read_text())
+  for name in ("target_site", "parts", "k"):
+    del card[name]
+  (folder / gemma_scope.CARD).write_text(json.dumps(card | {"format": 1}))
+  assert sae.load(folder).config == _sae().config
+
+
+def test_a_crosscoders_arrays_are_by_site(tmp_path):
+  original = _sae(**KINDS["crosscoder"])
+  folder = releases.save(original, tmp_path)
+  with np.load(folder / gemma_scope.ARRAYS) as archive:
+    found = dict(archive)
+  assert len(found) == 3 * 3 + 2
+  assert found["W_enc.att.1"].shape == (3, 20)
+  np.testing.assert_array_equal(
+    found["W_dec.att.1"], original.params.w_dec[:, 2:5]
+  )
+  np.testing.assert_array_equal(found["b_dec.res.1"], original.params.b_dec[5:])
+  (folder / gemma_scope.CARD).unlink()
+  with pytest.raises(
+    ValueError, match="holds sites att.1, res.1, res.3, .* with its sae.json"
+  ):
+    sae.load(folder)
+
+
+def test_a_skip_transcoder_adds_its_inputs(tmp_path):
+  original = _sae(**KINDS["skip transcoder"])
+  with np.load(releases.save(original, tmp_path) / "params.npz") as archive:
+    skip = archive["affine_skip_connection"]
+  x = np.random.default_rng(1).normal(size=(3, 5, 6)).astype(np.float32)
+  f = original.encode(x)
+  p = original.params
+  expected = np.asarray(f) @ p.w_dec + p.b_dec + x @ skip
+  np.testing.assert_allclose(original(x), expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(original.decode(f, x), original(x))
+  with pytest.raises(ValueError, match=r"skip .* use sae\(x\), or sae.decode"):
+    original.decode(f)
 
 
 def test_keys_shapes_and_dtypes_are_the_released_ones(tmp_path):
@@ -112,6 +177,10 @@ def test_googles_files_have_no_card_and_tell_their_site_by_their_path(tmp_path):
   config = sae.load(_rewrite(folder)).config
   assert (config.site, config.model) == ("res.20", "gemma-2-9b-it")
   assert config.token_policy is None
+  folder = tmp_path / "gemma-scope-2b-pt-transcoders/layer_4/width_16k/l0"
+  releases.save(_sae(), folder)
+  config = sae.load(_rewrite(folder)).config
+  assert (config.site, config.target_site) == ("mlp_in.4", "mlp.4")
   plain = tmp_path / "plain"
   releases.save(_sae(), plain)
   assert sae.load(_rewrite(plain)).config == SAEConfig()
@@ -125,7 +194,12 @@ def test_googles_files_have_no_card_and_tell_their_site_by_their_path(tmp_path):
       {"W_dec": np.zeros((6, 20), "f4")},
       r"W_dec has shape \(6, 20\), expected",
     ),
-    ({"W_enc": np.zeros((20, 6), "f4")}, "W_enc is .D, M., W_dec .M, D."),
+    ({"W_enc": np.zeros((20, 6), "f4")}, "W_enc is .D, M., W_dec .M, E."),
+    ({"W_dec": np.zeros(20, "f4")}, r"W_dec has shape \(20,\)"),
+    (
+      {"affine_skip_connection": np.zeros((5, 6), "f4")},
+      r"affine_skip_connection has shape \(5, 6\), expected \(6, 6\)",
+    ),
     ({"W_enc": np.zeros(3, "f4")}, r"W_enc has shape \(3,\)"),
     ({"b_enc": np.full(20, np.nan, "f4")}, "b_enc holds values that are not"),
     ({"threshold": np.full(20, -1, "f4")}, "threshold holds negative values"),
@@ -168,6 +242,12 @@ def test_a_card_of_a_newer_version_is_refused(tmp_path):
   card.write_text(json.dumps(json.loads(card.read_text()) | {"format": 99}))
   with pytest.raises(ValueError, match="format 99.*update"):
     sae.load(tmp_path)
+
+
+def test_an_sae_writes_what_it_reads(tmp_path):
+  wrong = _sae(target_width=4)
+  with pytest.raises(ValueError, match=r"W_dec has shape \(20, 4\)"):
+    releases.save(wrong, tmp_path)
 
 
 def test_nothing_there_says_what_was_looked_for(tmp_path):

@@ -86,6 +86,17 @@ def test_a_train_folder_without_metrics(folders, tmp_path):
     report.build(folders[0], tmp_path, folders[2])
 
 
+def test_training_alone_while_it_goes_on(folders):
+  _, train, out = folders
+  run = {"site": "res.5", "model": "gemma-3-270m"}
+  (train / "run.json").write_text(json.dumps(run))
+  with open(train / "metrics.jsonl", "a") as file:
+    file.write('{"step": 9')
+  paths = report.build_training(train, out)
+  assert list(paths) == ["training_curves.png"]
+  assert paths["training_curves.png"].read_bytes()[:4] == b"\x89PNG"
+
+
 def test_without_matplotlib_the_tables_are_written(folders, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(ImportError, match="plots"):

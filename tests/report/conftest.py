@@ -185,7 +185,6 @@ def make_metrics():
       lines.append(
         {
           "step": step,
-          "member": member,
           "name": f"sparsity {coefficient:g}",
           "loss": 0.3,
           "squared_error": 0.2,
@@ -198,6 +197,12 @@ def make_metrics():
           "learning_rate": 1e-3,
           "rows_per_second": 12_000.0,
           "rows": step * 1024,
+          "firing_rates": {
+            "from": -6.0,
+            "to": 0.0,
+            "counts": [round(9 * i * math.exp(-i / 4)) for i in range(24)],
+            "never": 30 * member,
+          },
         }
       )
   return lines

@@ -1,21 +1,15 @@
 import copy
-import json
 
 import numpy as np
 import pytest
 
-from gemmascope_jax.report import figures, plotting, results, training_metrics
+from gemmascope_jax.report import figures, plotting, results
 
 
 @pytest.fixture(autouse=True)
 def _style():
   with plotting.style():
     yield
-
-
-@pytest.fixture
-def members(folders):
-  return training_metrics.read_metrics(folders[1] / "metrics.jsonl")
 
 
 def _container(panel, start):
@@ -136,43 +130,6 @@ def test_names_are_not_mathematics(fidelity):
   fidelity["model"]["label"] = r"gemma $\frac{$ 5"
   figure = figures.sparsity_fidelity(results.parse_fidelity(fidelity))
   assert plotting.png(figure)
-
-
-def test_training_curves_show_every_member(members, fidelity):
-  result = results.parse_fidelity(fidelity)
-  figure = figures.training_curves(members, result)
-  titles = [panel.get_title("left") for panel in figure.axes]
-  assert titles == [
-    "FVU",
-    "L0",
-    "dead latents",
-    "mean threshold",
-    "kernel share",
-    "",
-  ]
-  keys = ("fvu", "l0", "dead_fraction", "threshold_mean", "kernel_share")
-  for panel, key in zip(figure.axes, keys, strict=False):
-    assert panel.get_xlabel() == "activations seen"
-    for line, member in zip(panel.lines, members, strict=True):
-      np.testing.assert_array_equal(line.get_xdata(), member.rows)
-      np.testing.assert_array_equal(line.get_ydata(), member.curves[key])
-  legend = figure.axes[-1].get_legend()
-  assert [text.get_text() for text in legend.texts] == [
-    member.name for member in members
-  ]
-
-
-def test_training_curves_fall_back_to_steps(folders, metrics, fidelity):
-  path = folders[1] / "metrics.jsonl"
-  for line in metrics:
-    del line["rows"], line["kernel_share"], line["threshold_mean"]
-  path.write_text("".join(json.dumps(line) + "\n" for line in metrics))
-  members = training_metrics.read_metrics(path)
-  result = results.parse_fidelity(fidelity)
-  figure = figures.training_curves(members, result)
-  assert figure.axes[0].get_xlabel() == "training step"
-  assert list(figure.axes[0].lines[0].get_xdata()) == list(members[0].steps)
-  assert sum(bool(panel.get_title("left")) for panel in figure.axes) == 3
 
 
 def test_spectrum_with_the_saes_over_it(fidelity):

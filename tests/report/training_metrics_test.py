@@ -27,7 +27,7 @@ def test_one_curve_a_member(write, metrics):
     "sparsity 0.0008",
   ]
   member = members[2]
-  mine = [line for line in metrics if line["member"] == 2]
+  mine = [line for line in metrics if line["name"] == member.name]
   assert member.steps == tuple(line["step"] for line in mine)
   assert member.rows == tuple(line["step"] * 1024 for line in mine)
   assert member.curves["fvu"] == tuple(line["fvu"] for line in mine)
@@ -37,14 +37,28 @@ def test_one_curve_a_member(write, metrics):
     "dead_fraction",
     "threshold_mean",
     "kernel_share",
+    "loss",
+    "rows_per_second",
   }
+  assert member.rates.never == 60 and len(member.rates.counts) == 24
+  assert member.rates.edges[0] == -6 and member.rates.edges[-1] == 0
+
+
+def test_members_asked_for_now_in_their_order(write, metrics):
+  path = write(metrics)
+  names = ["sparsity 0.0008", "not begun", "sparsity 0.0001"]
+  path.with_name("members.json").write_text(
+    json.dumps([{"name": name, "folder": "x"} for name in names])
+  )
+  members = training_metrics.read_metrics(path)
+  assert [member.name for member in members] == [names[0], names[2]]
 
 
 def test_optional_curves_and_rows(write, metrics):
   for line in metrics:
-    del line["kernel_share"], line["rows"]
+    del line["kernel_share"], line["rows"], line["firing_rates"]
   member = training_metrics.read_metrics(write(metrics))[0]
-  assert member.rows is None
+  assert member.rows is None and member.rates is None
   assert "kernel_share" not in member.curves
 
 
@@ -66,14 +80,17 @@ def test_no_lines(write):
 
 
 def test_a_line_cut_short(write, metrics):
-  path = write(metrics[:6])
-  path.write_text(path.read_text()[:-30])
-  with pytest.raises(ResultError, match="line 6 is not valid JSON.*resumes"):
+  path = write(metrics[:9])
+  text = path.read_text()
+  path.write_text(text[:-30])
+  assert len(training_metrics.read_metrics(path)[0].steps) == 2
+  path.write_text(text[:-30] + "\n")
+  with pytest.raises(ResultError, match="line 9 is not valid JSON"):
     training_metrics.read_metrics(path)
 
 
 def test_two_runs_in_one_file(write, metrics):
-  with pytest.raises(ResultError, match="line 257: step 16 of member 0"):
+  with pytest.raises(ResultError, match="line 257: step 16 of sparsity 0.0001"):
     training_metrics.read_metrics(write([*metrics, metrics[0]]))
 
 
@@ -82,12 +99,13 @@ def test_two_runs_in_one_file(write, metrics):
   [
     ("step", "16", "'step' is '16'"),
     ("fvu", "low", "'fvu' is 'low', expected a number"),
-    ("member", None, "'member' is missing"),
+    ("name", None, "'name' is missing"),
+    ("firing_rates", {"from": -6.0}, "'counts' is missing"),
   ],
 )
 def test_a_wrong_field_is_named(write, metrics, key, value, message):
-  metrics[3][key] = value
-  with pytest.raises(ResultError, match=f"line 4: {message}"):
+  metrics[-1][key] = value
+  with pytest.raises(ResultError, match=message):
     training_metrics.read_metrics(write(metrics))
 
 

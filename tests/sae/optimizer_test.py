@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from gemmascope_jax.sae import optimizer
+from gemmascope_jax.sae import kernels, optimizer
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families import dictionary
 
@@ -76,7 +76,7 @@ def test_update_keeps_unit_rows_and_positive_thresholds():
   }
   gradients = jax.tree.map(lambda x: jnp.ones_like(x), params)
   state = optimizer.adam(recipe).init(params)
-  new, _ = optimizer.apply(recipe, params, gradients, state, 1.0)
+  new, *_ = optimizer.apply(recipe, params, gradients, state, 1.0)
   np.testing.assert_allclose(
     np.linalg.norm(new["w_dec"], axis=1), np.ones(8), rtol=1e-6
   )
@@ -108,7 +108,7 @@ def test_the_update_projects_before_adam_sees_the_gradient():
   }
   gradients = jax.tree.map(jnp.ones_like, params)
   state = optimizer.adam(recipe).init(params)
-  new, _ = optimizer.apply(recipe, params, gradients, state, 1.0)
+  new, *_ = optimizer.apply(recipe, params, gradients, state, 1.0)
   np.testing.assert_allclose(
     np.diag(new["w_dec"]), np.full(5, 5**-0.5), rtol=1e-5
   )
@@ -125,8 +125,49 @@ def test_frozen_parameters_stay_and_vectors_get_their_share_of_the_rate():
   }
   gradients = jax.tree.map(jnp.ones_like, params)
   state = optimizer.adam(recipe).init(params)
-  new, _ = optimizer.apply(recipe, params, gradients, state, 0.5)
+  new, *_ = optimizer.apply(recipe, params, gradients, state, 0.5)
   np.testing.assert_array_equal(new["w_dec"], params["w_dec"])
   np.testing.assert_allclose(new["w_enc"], 0.5, rtol=1e-5)
   for name in ("b_enc", "b_dec", "threshold"):
     np.testing.assert_allclose(new[name], 0.95, rtol=1e-5)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+@pytest.mark.parametrize("frozen", [(), ("w_dec",)])
+def test_the_one_pass_update_is_the_plain_one(b1, frozen):
+  plain = Recipe(
+    width=70,
+    adam_b1=b1,
+    bias_learning_rate_scale=0.3,
+    frozen=frozen,
+    step="dense",
+  )
+  fused = dataclasses.replace(plain, step="sparse")
+  rng = np.random.default_rng(0)
+  random = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  ours = theirs = {
+    "w_enc": random(70, 9),
+    "b_enc": random(70),
+    "w_dec": dictionary.unit_rows(random(70, 11)),
+    "b_dec": random(11),
+    "threshold": jnp.full(70, 0.5),
+  }
+  state = other = optimizer.adam(plain).init(ours)
+  for seed in range(4):
+    gradients = {
+      name: random(*value.shape) * 10.0**-seed for name, value in ours.items()
+    }
+    ours, state, norm = jax.jit(optimizer.apply, static_argnums=0)(
+      fused, ours, gradients, state, 0.01
+    )
+    theirs, other, expected = optimizer.apply(
+      plain, theirs, gradients, other, 0.01
+    )
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
+    np.testing.assert_allclose(norm, optax.global_norm(gradients), rtol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      (ours, state),
+      (theirs, other),
+    )

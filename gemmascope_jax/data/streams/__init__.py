@@ -1,5 +1,5 @@
 """Rows -> batches, in an order that is a pure function of seed and step.
 
 `order` says which row comes when, `stream` gathers, `live` computes instead of
-reading, `feed` copies to the devices.
+reading, `joint` puts sites side by side, `feed` copies to the devices.
 """

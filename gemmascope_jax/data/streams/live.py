@@ -11,6 +11,9 @@ Letters: N windows, T tokens in a window, D width of a site.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import hashlib
 import itertools
 import os
 import pathlib
@@ -30,13 +33,15 @@ from gemmascope_jax.data.stores.trace import Origins
 from gemmascope_jax.data.tokens.packing import Windows
 
 STATISTICS_ROWS = 1 << 16
+_PASSES = 2  # whose rows wait to be asked for, as a stream's buckets
 
 
 class LiveRows:
   """Rows of a live model by number, as `store.Store` gives them.
 
-  Memory: in `hold` the rows asked for; a stream holds two buckets at a time,
-  so choose `bucket_rows` for 2 x bucket_rows x D x item size to fit.
+  Memory: in `hold` the rows asked for, of all sites; a stream holds two buckets
+  at a time, so choose `bucket_rows` for 2 x bucket_rows x D x item size to fit,
+  D being the sum over sites.
 
   Attributes:
     rows: rows of each site.
@@ -103,6 +108,10 @@ class LiveRows:
     self._statistics_rows = statistics_rows
     self._forward = Forward(lm, self.plan, self.tokens, mesh)
     self._lock = threading.Lock()
+    self._passes: collections.OrderedDict[bytes, _Pass] = (
+      collections.OrderedDict()
+    )
+    self._passes_lock = threading.Lock()
 
   @property
   def sites(self) -> tuple[str, ...]:
@@ -139,17 +148,17 @@ class LiveRows:
     count = min(-(-self._statistics_rows // per_batch), len(firsts))
     chosen = firsts[np.linspace(0, len(firsts) - 1, count).astype(int)]
     total, square, rows = np.zeros(self.width(site)), 0.0, 0
-    for _, part in self._batches(site, chosen):
-      values = shards.decode(part).astype(np.float64)
+    for _, part in self._batches((site,), chosen):
+      values = shards.decode(part[site]).astype(np.float64)
       total += values.sum(axis=0)
       square += float((values * values).sum())
       rows += len(values)
     return np.append(total / rows, square / rows)
 
   def _batches(
-    self, site: str, firsts: Iterable[int]
-  ) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows in stored form) of batches of windows.
+    self, sites: Iterable[str], firsts: Iterable[int]
+  ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(first row, each site's rows in stored form) of batches of windows.
 
     The next batch is computed while one is picked.
     """
@@ -158,7 +167,7 @@ class LiveRows:
       acts = None if first is None else self._forward.dispatch(int(first))
       if pending is not None:
         number, before = pending
-        rows = self._forward.collect(number, before, site)
+        rows = {s: self._forward.collect(number, before, s) for s in sites}
         yield int(self._forward.row_starts[number]), rows
       pending = None if first is None else (int(first), acts)
 
@@ -166,32 +175,59 @@ class LiveRows:
     """Computes rows, int64 [n] in any order; long runs cost least.
 
     A whole batch of windows is computed for each row asked for, so scattered
-    rows waste most of it.
+    rows waste most of it. One pass serves all sites: the others' rows wait for
+    a stream that reads them in the same order, see `joint`.
     """
-    rows = np.asarray(rows, np.int64)
+    self.width(site)  # or its error
+    rows = np.ascontiguousarray(rows, np.int64)
+    key = hashlib.sha256(rows).digest()
+    with self._passes_lock:
+      found = self._passes.get(key)
+      asked_first = found is None or site not in found.waiting
+      if asked_first:
+        found = self._passes[key] = _Pass(set(self.sites))
+      found.waiting.discard(site)
+      if not found.waiting:
+        del self._passes[key]
+      while len(self._passes) > _PASSES:
+        self._passes.popitem(last=False)
+    if asked_first:
+      try:
+        found.held.set_result(self._compute(self.sites, rows))
+      except BaseException as error:  # noqa: BLE001 - raised by who waits
+        with self._passes_lock:
+          self._passes.pop(key, None)  # the next call tries again
+        found.held.set_exception(error)
+    return LiveHeld(found.held.result()[site])
+
+  def _compute(
+    self, sites: tuple[str, ...], rows: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Rows of sites, [n, D] in stored form each."""
     if len(rows) and not 0 <= rows.min() <= rows.max() < self.rows:
       raise ValueError(
         f"rows {rows.min()}..{rows.max()}: {self.root} has rows"
         f" 0..{self.rows - 1}"
       )
-    held = np.empty(
-      (len(rows), self.width(site)), shards.stored_dtype(self.plan.dtype)
-    )
+    dtype = shards.stored_dtype(self.plan.dtype)
+    held = {s: np.empty((len(rows), self.width(s)), dtype) for s in sites}
     batch = self.plan.batch
     starts = self._forward.row_starts[: self.plan.windows : batch]
     numbers = np.searchsorted(starts, rows, side="right") - 1
     order = np.argsort(numbers, kind="stable")
     wanted, begins = np.unique(numbers[order], return_index=True)
     bounds = itertools.pairwise([*begins.tolist(), len(rows)])
-    computed = self._batches(site, wanted * batch)
+    computed = self._batches(sites, wanted * batch)
     for (begin, end), (first, part) in zip(bounds, computed, strict=True):
       places = order[begin:end]
-      held[places] = part[rows[places] - first]
-    return LiveHeld(held)
+      for site in sites:
+        held[site][places] = part[site][rows[places] - first]
+    return held
 
   def gather(self, site: str, rows: np.ndarray) -> np.ndarray:
     """Any rows of a site, in the order asked for: float32 [n, D]."""
-    return shards.decode(self.hold(site, rows).rows)
+    rows = np.asarray(rows, np.int64)
+    return shards.decode(self._compute((site,), rows)[site])
 
   def read(self, site: str, start: int, stop: int) -> np.ndarray:
     """Rows start..stop-1 of a site, float32 [stop - start, D]."""
@@ -220,6 +256,18 @@ class LiveRows:
         f"{self.root} gives the rows, but {lm.label} was given (weights"
         f" {lm.weights_hash[:12]}): use the same model"
       )
+
+
+class _Pass:
+  """One pass of the model over some rows.
+
+  Attributes:
+    waiting: sites whose rows nobody has taken yet.
+    held: future of {site: rows in stored form}.
+  """
+
+  def __init__(self, waiting: set[str]):
+    self.waiting, self.held = waiting, concurrent.futures.Future()
 
 
 class LiveHeld:

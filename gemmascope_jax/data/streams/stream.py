@@ -40,6 +40,7 @@ class ActivationStream(Protocol):
     rows: rows in an epoch.
     mean: float64 [D], mean of the rows.
     mean_square_norm: E||x||^2 of the rows; the paper's C is its square root.
+    shuffle: the order of rows.
     policy: which token positions the rows are.
     fingerprint: of everything that determines the batches.
     model: label of the language model.
@@ -54,6 +55,7 @@ class ActivationStream(Protocol):
   rows: int
   mean: np.ndarray
   mean_square_norm: float
+  shuffle: Shuffle
   policy: TokenPolicy
   fingerprint: str
   model: str

@@ -1,13 +1,13 @@
 """Families of SAEs: one file each, the same four functions.
 
   init(recipe, key, sample) -> params     a dict of float32 arrays
-  bound(recipe, params, linear) -> float  [1, M] or [B, 1]: where (x - shift)
-                                          W_enc^T is not above it, a latent has
+  bound(recipe, params, pre, batch)       float32 [1 or B, 1 or M]: where
+                                          pre = (x - shift) W_enc^T + b_enc
+                                          [B, M] is not above it, a latent has
                                           neither value nor gradient
   loss(recipe, params, code, batch) -> (scalar, aux)
-  release(recipe, params) -> dict         "w_enc", "b_enc", "w_dec", "b_dec",
-                                          "threshold" of the equivalent
-                                          JumpReLU SAE, in training units
+  release(recipe, params) -> dict         `dictionary.released`: the equivalent
+                                          JumpReLU, in training units
 
 To add one: write the file, and name it here and in `config.FAMILIES`.
 
@@ -22,9 +22,21 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from gemmascope_jax.sae.families import jumprelu
+from gemmascope_jax.sae.families import (
+  batch_topk,
+  gated,
+  jumprelu,
+  relu,
+  topk,
+)
 
-_MODULES = {"jumprelu": jumprelu}
+_MODULES = {
+  "jumprelu": jumprelu,
+  "gated": gated,
+  "topk": topk,
+  "batch_topk": batch_topk,
+  "relu": relu,
+}
 
 
 def of(name: str) -> ModuleType:

@@ -99,7 +99,7 @@ def shift(recipe: Recipe, params: Params) -> jax.Array:
 
 
 def pre_activations(params: Params, code) -> jax.Array:
-  """[B, L]: (x - shift) W_enc^T + b_enc of the latents in a code."""
+  """[R, L]: (x - shift) W_enc^T + b_enc of the latents in a code."""
   return code.linear + code.take(params["b_enc"])
 
 
@@ -116,9 +116,23 @@ def skipped(recipe: Recipe, params: Params, x) -> jax.Array | float:
   return jnp.dot(x, params["w_skip"], precision=recipe.matmul_precision)
 
 
+class Errors(NamedTuple):
+  """How well a batch is reconstructed; see `squared_errors`.
+
+  Attributes:
+    trained: what the loss holds, a scalar.
+    whole: that of the whole dictionary, a scalar.
+    residual: [B, E], y_hat - y of the whole dictionary.
+  """
+
+  trained: jax.Array
+  whole: jax.Array
+  residual: jax.Array
+
+
 def squared_errors(
   recipe: Recipe, params: Params, code, values, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
+) -> Errors:
   """||y - y_hat||^2 summed over dimensions, averaged over the batch.
 
   With `prefixes` (Matryoshka) each nested dictionary, the first m latents,
@@ -130,11 +144,8 @@ def squared_errors(
     recipe: see `Recipe`.
     params: see above.
     code: `code.Dense` or `code.Sparse`.
-    values: float32 [B, L], the latents' activations.
+    values: float32 [R, L], the latents' activations.
     batch: see `Batch`.
-
-  Returns:
-    The error that is trained on, and that of the whole dictionary; scalars.
   """
   rest = params["b_dec"][None, :] + skipped(recipe, params, batch.x)
   rest = rest - batch.y
@@ -147,7 +158,24 @@ def squared_errors(
     rest = rest + code.decode(part, params["w_dec"])
     error = jnp.square(rest).sum(axis=1).mean()
     total = total + error
-  return total / (len(bounds) - 1), error
+  return Errors(total / (len(bounds) - 1), error, rest)
+
+
+def measures(code, values: jax.Array, errors: Errors) -> dict[str, jax.Array]:
+  """The part of a loss's aux that all families have."""
+  active = (values > 0).astype(values.dtype)
+  return {
+    "squared_error": errors.whole,
+    "l0": code.mean(active),
+    "fired": code.total(active),
+  }
+
+
+def released(params: Params, threshold: jax.Array) -> Params:
+  """A finished JumpReLU SAE in training units: thresholds [M] and weights."""
+  names = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
+  kept = {name: params[name] for name in names if name in params}
+  return kept | {"threshold": threshold}
 
 
 def unit_rows(matrix: jax.Array) -> jax.Array:

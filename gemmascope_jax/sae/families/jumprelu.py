@@ -45,15 +45,18 @@ def _quantiles(recipe: Recipe, params: Params, rows: jax.Array) -> jax.Array:
   A block of latents at a time: rows x M numbers would not fit at large widths.
   """
   quantile = 1 - recipe.threshold_init_l0 / recipe.width
-  blocks = recipe.width // math.gcd(recipe.width, _QUANTILE_BLOCK)
+  size = math.gcd(recipe.width, _QUANTILE_BLOCK)
   shift = dictionary.shift(recipe, params)
+  # A block is every n-th latent: on a mesh, as many from each device.
+  blocks = params["w_enc"].reshape(size, -1, rows.shape[1])
 
-  def block(w_enc):
+  def of_block(i):
+    w_enc = jax.lax.dynamic_index_in_dim(blocks, i, axis=1, keepdims=False)
     pre = codes.product(rows, shift, w_enc, recipe.matmul_precision)
     return jnp.quantile(pre, quantile, axis=0)
 
-  parts = jnp.stack(jnp.split(params["w_enc"], blocks))
-  return jax.lax.map(block, parts).reshape(-1)
+  found = jax.lax.map(of_block, jnp.arange(blocks.shape[1]))
+  return found.T.reshape(-1)
 
 
 def thresholds(params: Params) -> jax.Array:
@@ -63,14 +66,15 @@ def thresholds(params: Params) -> jax.Array:
   return params["threshold"]
 
 
-def bound(recipe: Recipe, params: Params, linear: jax.Array) -> jax.Array:
-  """[1, M]: the lower end of the kernel's window, in units of `linear`."""
-  del linear
+def bound(
+  recipe: Recipe, params: Params, pre: jax.Array, batch: Batch
+) -> jax.Array:
+  """[1, M]: the lower end of the kernel's window."""
+  del pre, batch
   theta = thresholds(params)
-  lowest = theta - recipe.bandwidth / 2 - params["b_enc"]
   # Rounding must not lose a latent at the window's edge: the loss looks again.
-  slack = 1e-6 * (theta + recipe.bandwidth + jnp.abs(params["b_enc"]))
-  return (lowest - slack)[None, :]
+  slack = 1e-6 * (theta + recipe.bandwidth)
+  return (theta - recipe.bandwidth / 2 - slack)[None, :]
 
 
 def loss(recipe: Recipe, params: Params, code, batch: Batch):
@@ -90,22 +94,15 @@ def loss(recipe: Recipe, params: Params, code, batch: Batch):
   theta = code.take(thresholds(params))
   values = straight_through.jumprelu(pre, theta, recipe.bandwidth)
   active = straight_through.step(pre, theta, recipe.bandwidth)
-  trained, error = dictionary.squared_errors(
-    recipe, params, code, values, batch
-  )
+  errors = dictionary.squared_errors(recipe, params, code, values, batch)
   near = straight_through.kernel_window(pre, theta, recipe.bandwidth)
-  aux = {
-    "squared_error": error,
-    "l0": active.sum(axis=1).mean(),
-    "kernel_share": near.sum(axis=1).mean() / recipe.width,
-    "fired": code.total(active),
+  total = errors.trained + sparsity.penalty(recipe, code, active, batch)
+  return total, dictionary.measures(code, values, errors) | {
+    "kernel_share": code.mean(near.astype(pre.dtype)) / recipe.width
   }
-  return trained + sparsity.penalty(recipe, code, active, batch), aux
 
 
 def release(recipe: Recipe, params: Params) -> Params:
   """Itself, with theta spelled out."""
   del recipe
-  names = ("w_enc", "b_enc", "w_dec", "b_dec", "w_skip")
-  kept = {name: params[name] for name in names if name in params}
-  return kept | {"threshold": thresholds(params)}
+  return dictionary.released(params, thresholds(params))

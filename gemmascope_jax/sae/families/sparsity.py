@@ -1,6 +1,6 @@
 """Penalties on how many latents fire, for families with a trained threshold.
 
-Letters: B batch rows, M latents, L latents of a row in a code.
+Letters: B batch rows, M latents, [R, L] the shape of a code, see `code`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,21 @@ def penalty(recipe: Recipe, code, active: jax.Array, batch: Batch) -> jax.Array:
   Args:
     recipe: see `Recipe`.
     code: `code.Dense` or `code.Sparse`.
-    active: float32 [B, L] from `straight_through.step`.
+    active: float32 [R, L] from `straight_through.step`.
     batch: see `dictionary.Batch`.
   """
-  l0 = active.sum(axis=1).mean()
+  l0 = code.mean(active)
   if recipe.sparsity_loss == "l0_target":
     distance = l0 - batch.target_l0
     out = batch.sparsity_coefficient * distance**2 / (2 * batch.target_l0)
   else:
     out = batch.sparsity_coefficient * l0
-  return out + frequency_penalty(recipe, code, active)
+  return out + frequency_penalty(recipe, code, active, batch)
 
 
-def frequency_penalty(recipe: Recipe, code, active: jax.Array) -> jax.Array:
+def frequency_penalty(
+  recipe: Recipe, code, active: jax.Array, batch: Batch
+) -> jax.Array:
   """A penalty on latents that fire often, a scalar; 0 where there is none.
 
     coefficient * sum_i w_i^2 / w_0
@@ -54,6 +56,6 @@ def frequency_penalty(recipe: Recipe, code, active: jax.Array) -> jax.Array:
   """
   if not recipe.frequency_coefficient:
     return jnp.float32(0)
-  share = code.total(active) / active.shape[0]
+  share = code.total(active) / len(batch.x)
   squares = jnp.square(share).sum()
   return recipe.frequency_coefficient * squares / recipe.frequency_scale

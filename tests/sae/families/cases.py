@@ -1,8 +1,13 @@
 """Made-up parameters, rows and batches for tests of the families."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from gemmascope_jax.sae import code as codes
+from gemmascope_jax.sae import families
+from gemmascope_jax.sae.families import dictionary
 from gemmascope_jax.sae.families.dictionary import Batch, Sample
 
 
@@ -36,3 +41,72 @@ def batch(x, y=None, coefficient=0.0, target_l0=4.0, dead=None, latents=32):
   y = x if y is None else y
   dead = jnp.zeros(latents, bool) if dead is None else dead
   return Batch(x, y, coefficient, target_l0, dead)
+
+
+def dictionary_params(**more):
+  """`params` without thresholds, and with a family's own."""
+  found = params()
+  del found["threshold"]
+  return found | more
+
+
+def linear(params, x):
+  """(x - b_dec) W_enc^T in NumPy."""
+  return (x - params["b_dec"]) @ params["w_enc"].T
+
+
+def squared(params, values, y):
+  """mean_B ||values W_dec + b_dec - y||^2 in NumPy."""
+  error = values @ params["w_dec"] + params["b_dec"] - y
+  return np.square(error).sum(axis=1).mean()
+
+
+def check_loss(recipe, params, x, formula, coefficient=0.0, dead=None):
+  """A family's loss and gradients in float64, against a formula in NumPy.
+
+  Args:
+    recipe: see `Recipe`.
+    params: float64 arrays.
+    x: float64 [B, D].
+    formula: (params, held) -> the loss, where `held` are the parameters in
+      terms whose gradient is stopped; differentiated by finite differences.
+    coefficient: lambda.
+    dead: bool [M] or None.
+
+  Returns:
+    The loss's aux.
+  """
+
+  def loss(params):
+    code = codes.Dense.of(
+      x, dictionary.shift(recipe, params), params["w_enc"], "highest"
+    )
+    given = batch(x, coefficient=coefficient, dead=dead)
+    return families.of(recipe.family).loss(recipe, params, code, given)
+
+  with jax.enable_x64(True):
+    (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(
+      jax.tree.map(jnp.asarray, params)
+    )
+  assert float(value) == pytest.approx(formula(params, params), rel=1e-12)
+  for name, found in gradients.items():
+    expected = _differences(formula, params, name)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+      found, expected, rtol=1e-6, atol=1e-7 * scale + 1e-9, err_msg=name
+    )
+  return aux
+
+
+def _differences(formula, params, name, step=1e-6):
+  """Central differences with respect to one parameter."""
+  value = np.asarray(params[name], np.float64)
+  out = np.zeros_like(value)
+  for index in np.ndindex(value.shape):
+    ends = []
+    for sign in (1, -1):
+      moved = value.copy()
+      moved[index] += sign * step
+      ends.append(formula(params | {name: moved}, params))
+    out[index] = (ends[0] - ends[1]) / (2 * step)
+  return out

@@ -92,8 +92,8 @@ def test_no_latent_at_or_below_the_bound_has_a_value_or_a_gradient():
   linear = codes.product(
     x, dictionary.shift(_RECIPE, params), params["w_enc"], "highest"
   )
-  below = linear <= jumprelu.bound(_RECIPE, params, linear)
   pre = linear + params["b_enc"][None, :]
+  below = pre <= jumprelu.bound(_RECIPE, params, pre, cases.batch(x))
   theta = params["threshold"][None, :]
   matters = (pre > theta) | straight_through.kernel_window(
     pre, theta, _RECIPE.bandwidth

@@ -1,0 +1,45 @@
+"""Which lambdas give the L0s that you want, by short runs on the same stream.
+
+python -m experiments.calibrate --config=configs/quickstart.py --l0=20,50,100
+
+Prints the setting to train with; `--write=FILE` writes it to a file, for
+
+python -m experiments.train --config=configs/quickstart.py --flagfile=FILE
+"""
+
+from absl import flags
+
+from experiments import _binary
+from gemmascope_jax import artifacts, experiment
+
+_L0 = flags.DEFINE_list("l0", None, "Wanted L0s: 20,50,100.", required=True)
+_STEPS = flags.DEFINE_integer(
+  "steps",
+  1_000,
+  "Of each short run. The longer, the better its L0 is that of a long one.",
+  lower_bound=8,
+)
+_WRITE = flags.DEFINE_string("write", None, "File to write the setting to.")
+
+
+def main(config) -> None:
+  """Searches, and prints a line a wanted L0 and the setting."""
+  wanted = [float(l0) for l0 in _L0.value]
+  found = experiment.calibrate(config, wanted, _STEPS.value)
+  print(f"{'L0':>8}  {'lambda':>10}  one standard error")
+  for each in found:
+    print(
+      f"{each.l0:>8g}  {each.sparsity_coefficient:>10.3g}"
+      f"  {each.low:.3g} to {each.high:.3g}"
+      + (", beyond what was tried" if each.extrapolated else "")
+    )
+  values = ",".join(f"{each.sparsity_coefficient:.3g}" for each in found)
+  setting = f"--config.train.sparsity_coefficients=({values},)"
+  flag, _, value = setting.partition("=")
+  print(f"\n{flag}='{value}'")
+  if _WRITE.value:
+    artifacts.write_text(_WRITE.value, setting + "\n")
+
+
+if __name__ == "__main__":
+  _binary.run(main)

@@ -1,0 +1,28 @@
+"""Several processes that train one run together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes what is written once."""
+  return jax.process_index() == 0
+
+
+def agreed(flags: Sequence[bool]) -> list[bool]:
+  """The first process's flags, in every process; all must ask."""
+  if jax.process_count() == 1:
+    return list(flags)
+  found = multihost_utils.broadcast_one_to_all(np.array(flags))
+  return [bool(flag) for flag in found]
+
+
+def wait(name: str) -> None:
+  """Until every process is here; `name` says where."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
