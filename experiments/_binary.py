@@ -10,10 +10,16 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from gemmascope_jax import training
+from gemmascope_jax import parallel, training
 
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show the whole traceback of an error."
+)
+_DISTRIBUTED = flags.DEFINE_string(
+  "distributed",
+  "",
+  "Train in several processes: 'auto', or HOST:PORT,COUNT,INDEX in each; see"
+  " `parallel.start`.",
 )
 # Errors that explain themselves; anything else is ours and shows its traceback.
 _EXPLAINED = (
@@ -49,6 +55,7 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
+      parallel.start(_DISTRIBUTED.value)
       stage(config.value)
     except _EXPLAINED as error:
       if _TRACEBACK.value:

@@ -142,8 +142,13 @@ class Run:
       )
       preserved.append(best)
     self._folder = pathlib.Path(folder).resolve()
+    # Several runs may be saved at once by several processes, which must not
+    # take the wait for each other of one for that of another.
+    context = ocp.Context()
+    context.multiprocessing.barrier_sync_key_prefix = self._folder.name
     self._checkpointer = ocp.training.Checkpointer(
       self._folder,
+      context=context,
       preservation_policy=policies.AnyPreservationPolicy(preserved),
       cleanup_tmp_directories=True,
     )

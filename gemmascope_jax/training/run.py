@@ -82,8 +82,8 @@ def train(
     `recipes`: all but those that were asked to rest.
 
   Raises:
-    ValueError: recipes that can't share a stream, two that are the same, or a
-      folder that holds another run.
+    ValueError: recipes that can't share a stream, two that are the same, a
+      folder that holds another run, or a mesh that leaves a process out.
     ImportError: a logger's package is not installed.
     NonFiniteError: the loss of a member is not finite.
     PreemptedError: the process got SIGTERM; everything is saved.
@@ -94,6 +94,7 @@ def train(
   for recipe in recipes:
     Units.of(stream, recipe)  # or its error
   metrics.check(loggers)
+  processes.check(mesh)
   lock = contextlib.nullcontext()
   if processes.is_first():
     lock = write_lock(folder, _LOCK)

@@ -56,15 +56,18 @@ def peak(precision: str, mesh: Mesh | None = None) -> float:
     mesh: devices; None: the default one.
   """
   product = jax.jit(functools.partial(dot, axes=(1, 0), precision=precision))
-  devices = 1 if mesh is None else mesh.size
+  # This process's devices only, so that processes need not agree on sizes.
+  here, everywhere = None, 1
+  if mesh is not None:
+    here, everywhere = Mesh(mesh.local_devices, "all"), mesh.size
+  devices = 1 if here is None else here.size
 
   def seconds(n: int) -> float:
     # Each device has rows of its own, and all of the other matrix.
     a, b = jnp.ones((n * devices, n)), jnp.ones((n, n))
-    if mesh is not None:
-      rows = PartitionSpec(mesh.axis_names)
-      a = jax.device_put(a, NamedSharding(mesh, rows))
-      b = jax.device_put(b, NamedSharding(mesh, PartitionSpec()))
+    if here is not None:
+      a = jax.device_put(a, NamedSharding(here, PartitionSpec("all")))
+      b = jax.device_put(b, NamedSharding(here, PartitionSpec()))
     product(a, b).block_until_ready()
     start = time.monotonic()
     product(a, b).block_until_ready()
@@ -73,4 +76,4 @@ def peak(precision: str, mesh: Mesh | None = None) -> float:
   n = _SMALLEST
   while n < _LARGEST and seconds(n) < _LONG_ENOUGH_S:
     n *= 2
-  return 2 * n**3 * devices / min(seconds(n) for _ in range(_REPEATS))
+  return 2 * n**3 * everywhere / min(seconds(n) for _ in range(_REPEATS))

@@ -51,4 +51,4 @@ def test_the_step_for_gemma_2_2b_compiles_at_full_size():
   assert memory.alias_size_in_bytes > 0.99 * arrays
   # Gradients (2 D M) and a few [B, M]: nothing of another order.
   codes = recipe.batch_size * recipe.width * 4
-  assert memory.temp_size_in_bytes < arrays + 6 * codes
+  assert memory.temp_size_in_bytes < arrays + 7 * codes

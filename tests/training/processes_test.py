@@ -15,7 +15,7 @@ from gemmascope_jax.training import processes
 from tests.training import run_test
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_PATIENCE_S = 120
+_PATIENCE_S = 240
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ python -m tests.training.train_process PORT PROCESS FOLDER PAUSE
 
 import os
 import sys
+import time
 
 # Two devices a process; see conftest.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -20,9 +21,16 @@ def main(port: str, process: str, folder: str, pause: str) -> None:
   from tests import rows_stream
   from tests.training import run_test
 
+  class Stream(rows_stream.RowsStream):
+    def iterate(self, start=0, stop=None, *, part=slice(None)):
+      for step, batch in super().iterate(start, stop, part=part):
+        if stop <= run_test.RECIPE.steps:  # not the sample
+          time.sleep(float(pause))
+        yield step, batch
+
   try:
     training.train(
-      rows_stream.RowsStream(run_test.RECIPE.batch_size, float(pause)),
+      Stream(run_test.RECIPE.batch_size),
       run_test.SWEEP,
       folder,
       seed=1,
