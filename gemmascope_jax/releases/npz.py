@@ -102,8 +102,7 @@ def writing(
       file.seek(entry.header_offset)
       file.write(entry.FileHeader(zip64=True))
       archive.filelist.append(entry)
-    archive.start_dir = end
-    archive.comment = b""  # marks the archive as changed: close writes the list
+    archive.start_dir = end  # where closing writes the list of members
 
 
 def members(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def init_fn(recipe: Recipe, mesh: Mesh | None = None) -> Callable:
   Args:
     recipe: see `Recipe`.
     mesh: makes the state in the parts that its devices keep, so that no device
-      ever holds more; the numbers are those of one device.
+      ever holds more; the numbers are those of one device, to rounding.
 
   Returns:
     (key, `dictionary.Sample`) -> state.

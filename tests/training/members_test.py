@@ -261,3 +261,16 @@ def test_a_mesh_trains_all_kinds_of_members(tmp_path):
   _, found = _train(tmp_path, MIXED[:2], mesh=mesh)
   assert all(map(gemma_scope.is_whole, found))
   assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+  ("change", "name"),
+  [
+    ({}, "jumprelu M=24 lambda=0.001"),
+    ({"seed": 3}, "jumprelu M=24 lambda=0.001 seed=3"),
+    ({"sparsity_loss": "l0_target"}, "jumprelu M=24 L0=50"),
+    ({"family": "topk", "k": 7}, "topk M=24 k=7"),
+  ],
+)
+def test_a_name_says_what_sets_the_sparsity(change, name):
+  assert dataclasses.replace(A, **change).name == name
