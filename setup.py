@@ -61,6 +61,9 @@ setuptools.setup(
     "demo": _DEMO,
     "plots": _PLOTS,
     "test": _TEST,
+    # Where metrics go besides metrics.jsonl: `train.loggers`.
+    "tensorboard": ["tensorboardX"],
+    "wandb": ["wandb"],
     "cuda": ["jax[cuda13]>=0.10.0"],
     "tpu": ["jax[tpu]>=0.10.0"],
   },

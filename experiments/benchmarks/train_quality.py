@@ -2,7 +2,9 @@
 
 Every SAE sees the same batches of real activations in the same order, and is
 measured on the same rows that none has seen, with the same code, after folding.
-Learning rates: each library and family gets its best of the same small sweep.
+Learning rates: each library and family tries the same ones at a middling
+sparsity, and is trained at other sparsities with its best. A rate also moves
+L0, so best is the lowest FVU times root of L0, about as which FVU falls here.
 All start with b_dec at the rows' mean, have Adam's usual betas, warm up and
 decay alike. SAELens gets rows scaled to a mean square norm of D, which its
 defaults are made for. Without SAELens (see `train_step`) ours run alone.
@@ -13,7 +15,6 @@ by the environment variable BENCHMARK_STORE (the folder of the store itself).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import datetime
 import os
@@ -22,17 +23,23 @@ import tempfile
 
 import numpy as np
 
-from experiments.benchmarks import workers
+from experiments.benchmarks import train_step, workers
 
 _WIDTH, _ROWS, _STEPS, _HELD_OUT = 4096, 1024, 400, 16  # last: batches
 _WARMUP, _SPARSITY_WARMUP, _DECAY = 40, 100, 0.4
 _RATES = (5e-4, 1e-3, 2e-3)
-_K = (20, 50, 100)
-# lambda, in units where the mean square norm is 1.
-_LAMBDAS = {
-  "jumprelu": (3e-5, 7e-5, 2e-4),
-  "gated": (3e-4, 1e-3, 3e-3),
-  "relu": (3e-4, 1e-3, 3e-3),
+# Each kind's middling sparsity first: lambda, in units where the mean square
+# norm is 1, or k.
+_OURS = {
+  "jumprelu": (7e-5, 1.5e-5, 3e-5, 1.5e-4, 3e-4, 6e-4),
+  "gated": (1e-3, 3e-4, 3e-3),
+  "topk": (50, 20, 100),
+  "batch_topk": (50, 20, 100),
+  "relu": (1e-3, 3e-4, 3e-3),
+}
+_SAE_LENS = {
+  "SAELens jumprelu": (7e-5, 3e-5, 2e-4),
+  "SAELens batch_topk": (50, 20, 100),
 }
 _FIGURE = pathlib.Path("docs/images/families.png")
 
@@ -104,16 +111,16 @@ class _Stream:
     return np.array(self._x[_STEPS * _ROWS :])
 
 
-def _ours(path: pathlib.Path, folder: pathlib.Path) -> list[Point]:
-  """Trains every family and rate in one sweep."""
-  from gemmascope_jax import sae, training
-  from gemmascope_jax.data.policy import TokenPolicy
+def _recipe(family: str, rate: float, sparsity: float):
+  """Of one of our members."""
   from gemmascope_jax.sae.config import Recipe
 
-  base = Recipe(
+  recipe = Recipe(
+    family=family,
     width=_WIDTH,
     batch_size=_ROWS,
     steps=_STEPS,
+    learning_rate=rate,
     adam_b1=0.9,
     learning_rate_warmup_steps=_WARMUP,
     learning_rate_decay_share=_DECAY,
@@ -122,50 +129,43 @@ def _ours(path: pathlib.Path, folder: pathlib.Path) -> list[Point]:
     bias_init="mean",
     bandwidth=1e-2,
   )
-  members = {}
-  for rate in _RATES:
-    for family, values in _LAMBDAS.items():
-      for value in values:
-        start = 80.0 if family == "jumprelu" else None
-        members[family, rate, value] = dataclasses.replace(
-          base,
-          family=family,
-          learning_rate=rate,
-          sparsity_coefficient=value,
-          threshold_init_l0=start,
-        )
-    for family in ("topk", "batch_topk"):
-      for k in _K:
-        members[family, rate, k] = dataclasses.replace(
-          base,
-          family=family,
-          learning_rate=rate,
-          k=k,
-          aux_coefficient=1 / 32,
-          dead_after_rows=50_000,
-        )
+  own = {"sparsity_coefficient": sparsity}
+  if family == "jumprelu":
+    own["threshold_init_l0"] = 80.0
+  if family in ("topk", "batch_topk"):
+    own = {"k": sparsity, "aux_coefficient": 1 / 32, "dead_after_rows": 50_000}
+  return dataclasses.replace(recipe, **own)
+
+
+def _ours(path: pathlib.Path, folder: pathlib.Path):
+  """The function that trains (family, rate, sparsity) triples in one sweep."""
+  from gemmascope_jax import sae, training
+  from gemmascope_jax.data.policy import TokenPolicy
+
   stream = _Stream(path, TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0))
-  folders = training.train(
-    stream,
-    list(members.values()),
-    folder,
-    schedule=training.Schedule(log_every=50, checkpoint_every=_STEPS),
-  )
-  points = []
-  for key, member in zip(members, folders, strict=True):
-    found = sae.load(member)
-    params = {
-      "W_enc": found.params.w_enc,
-      "b_enc": found.params.b_enc,
-      "W_dec": found.params.w_dec,
-      "b_dec": found.params.b_dec,
-      "threshold": found.params.threshold,
-    }
-    if found.config.k:
-      params["k"] = found.config.k
-    numbers = measured(params, stream.held_out(), stream.mean)
-    points.append(Point(key[0], *key[1:], *numbers))
-  return points
+  held_out = stream.held_out()
+
+  def train(wanted):
+    folders = training.train(
+      stream,
+      [_recipe(*one) for one in wanted],
+      folder,
+      schedule=training.Schedule(log_every=50, checkpoint_every=_STEPS),
+    )
+    for one, member in zip(wanted, folders, strict=True):
+      found = sae.load(member)
+      params = {
+        "W_enc": found.params.w_enc,
+        "b_enc": found.params.b_enc,
+        "W_dec": found.params.w_dec,
+        "b_dec": found.params.b_dec,
+        "threshold": found.params.threshold,
+      }
+      if found.config.k:
+        params["k"] = found.config.k
+      yield Point(*one, *measured(params, held_out, stream.mean))
+
+  return train
 
 
 def _serve_sae_lens() -> None:
@@ -233,25 +233,47 @@ def _serve_sae_lens() -> None:
   workers.serve(measure)
 
 
-def _theirs(path: pathlib.Path) -> list[Point]:
-  from experiments.benchmarks import train_step
+def _theirs(path: pathlib.Path, worker: workers.Worker):
+  """The function that lets SAELens train such triples, one after another."""
 
-  if not train_step.installed("sae_lens"):
-    return []
-  worker = workers.Worker(__name__, "sae_lens", train_step.peers_python())
-  points = []
-  for rate in _RATES:
-    for kind, values in (
-      ("jumprelu", _LAMBDAS["jumprelu"]),
-      ("batch_topk", _K),
-    ):
-      for value in values:
-        request = {"kind": kind, "sparsity": value, "rate": rate}
-        answer = worker.ask(request | {"path": str(path)})
-        points.append(Point(f"SAELens {kind}", rate, value, *answer["value"]))
-        print(_row(points[-1]), flush=True)
-  worker.close()
-  return points
+  def train(wanted):
+    for name, rate, sparsity in wanted:
+      request = {"kind": name.split()[1], "sparsity": sparsity, "rate": rate}
+      answer = worker.ask(request | {"path": str(path)})
+      yield Point(name, rate, sparsity, *answer["value"])
+
+  return train
+
+
+def _tuned(train, kinds: dict[str, tuple]) -> dict[str, list[Point]]:
+  """Each kind's points at its best rate, sparsest first; prints all points.
+
+  Args:
+    train: trains (kind, rate, sparsity) triples and yields their points.
+    kinds: sparsities of each, the middling one first.
+  """
+  first = [
+    (kind, rate, values[0]) for kind, values in kinds.items() for rate in _RATES
+  ]
+  best = {}
+  for point in train(first):
+    print(_row(point), flush=True)
+    score = lambda p: p.fvu * p.l0**0.5
+    if point.name not in best or score(point) < score(best[point.name]):
+      best[point.name] = point
+  rest = [
+    (kind, best[kind].rate, value)
+    for kind, values in kinds.items()
+    for value in values[1:]
+  ]
+  found = {kind: [point] for kind, point in best.items()}
+  for point in train(rest):
+    print(_row(point), flush=True)
+    found[point.name].append(point)
+  return {
+    kind: sorted(points, key=lambda point: point.l0)
+    for kind, points in found.items()
+  }
 
 
 def _write_rows(path: pathlib.Path) -> None:
@@ -287,11 +309,12 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     path = pathlib.Path(name) / "rows.npy"
     _write_rows(path)
-    points = _ours(path, pathlib.Path(name) / "run")
-    for point in points:
-      print(_row(point))
-    points += _theirs(path)
-  _draw(_best(points))
+    best = _tuned(_ours(path, pathlib.Path(name) / "run"), _OURS)
+    if train_step.installed("sae_lens"):
+      worker = workers.Worker(__name__, "sae_lens", train_step.peers_python())
+      best |= _tuned(_theirs(path, worker), _SAE_LENS)
+      worker.close()
+  _draw(best)
   print(f"\n{_FIGURE}")
 
 
@@ -300,19 +323,6 @@ def _row(point: Point) -> str:
     f"| {point.name} | {point.rate:g} | {point.sparsity:g} | {point.l0:.1f} |"
     f" {point.fvu:.4f} | {point.dead:.0%} |"
   )
-
-
-def _best(points: list[Point]) -> dict[str, list[Point]]:
-  """For each kind, the points of the rate with the lowest mean log FVU."""
-  by_rate = collections.defaultdict(list)
-  for point in points:
-    by_rate[point.name, point.rate].append(point)
-  score = lambda found: np.mean([np.log(point.fvu) for point in found])
-  best = {}
-  for (name, _), found in by_rate.items():
-    if name not in best or score(found) < score(best[name]):
-      best[name] = sorted(found, key=lambda point: point.l0)
-  return best
 
 
 def _draw(best: dict[str, list[Point]]) -> None:
