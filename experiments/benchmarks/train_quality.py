@@ -125,7 +125,7 @@ def _recipe(family: str, rate: float, sparsity: float):
     learning_rate_warmup_steps=_WARMUP,
     learning_rate_decay_share=_DECAY,
     sparsity_warmup_steps=_SPARSITY_WARMUP,
-    bias_learning_rate_scale=0.1,
+    bias_learning_rate_scale=0.03,
     bias_init="mean",
     bandwidth=1e-2,
   )
