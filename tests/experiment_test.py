@@ -18,6 +18,7 @@ from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError
 from gemmascope_jax.experiment import activations, evaluation, settings
 from gemmascope_jax.sae.config import Recipe
+from tests.digests import digests
 from tests.gemma import tiny_files
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -76,13 +77,12 @@ def done(model, text, tmp_path_factory):
   return config, result, experiment.make_report(config)
 
 
-def _bytes(workdir, *folders):
+def _digests(workdir, *folders):
   """Everything but logs, checkpoints and timings."""
   return {
-    str(path.relative_to(workdir)): path.read_bytes()
+    path: digest
     for folder in folders
-    for path in sorted((pathlib.Path(workdir) / folder).rglob("*"))
-    if path.is_file()
+    for path, digest in digests(workdir, folder).items()
   }
 
 
@@ -133,7 +133,7 @@ def test_the_same_again_elsewhere_gives_the_same_bytes(
   ):
     stage(other)
   folders = ("store", "train/saes", "releases", "results")
-  assert _bytes(config.workdir, *folders) == _bytes(tmp_path, *folders)
+  assert _digests(config.workdir, *folders) == _digests(tmp_path, *folders)
 
 
 def test_finished_stages_are_not_done_again(done):
@@ -346,35 +346,35 @@ def test_damage_is_noticed_and_mended_by_the_command_named(done, tmp_path):
   other.workdir = str(tmp_path)
   shutil.copytree(config.workdir, tmp_path, dirs_exist_ok=True)
   release = tmp_path / result["rows"][0]["release"] / "params.npz"
-  whole = release.read_bytes()
-  release.write_bytes(whole[:-100])
+  release_digest = artifacts.sha256_file(release)
+  release.write_bytes(release.read_bytes()[:-100])
   assert experiment.evaluate(other) == result
-  assert release.read_bytes() == whole
+  assert artifacts.sha256_file(release) == release_digest
   member = next((tmp_path / "train/saes").iterdir()) / "params.npz"
-  whole = member.read_bytes()
-  member.write_bytes(whole[:-100])
+  member_digest = artifacts.sha256_file(member)
+  member.write_bytes(member.read_bytes()[:-100])
   with pytest.raises(
     FileNotFoundError, match="no whole SAE.*experiments.train"
   ):
     experiment.evaluate(other)
   experiment.train(other)
-  assert member.read_bytes() == whole
+  assert artifacts.sha256_file(member) == member_digest
   part = next((tmp_path / "results/parts").iterdir())
   part.write_bytes(b"not a zip")
   (tmp_path / "results/fidelity.json").unlink()
   assert experiment.evaluate(other) == result
   shard = next((tmp_path / "store").glob("*/res.1/00002.npy"))
-  whole = shard.read_bytes()
+  shard_digest, whole = artifacts.sha256_file(shard), shard.read_bytes()
   shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   shutil.rmtree(tmp_path / "train")
   with pytest.raises(CorruptStoreError, match=shard.name):
     experiment.train(other)
   shard.unlink()
   experiment.harvest(other)
-  assert shard.read_bytes() == whole
+  assert artifacts.sha256_file(shard) == shard_digest
   experiment.train(other)
-  assert [path.read_bytes() for path in _saes(tmp_path)] == [
-    path.read_bytes() for path in _saes(config.workdir)
+  assert [artifacts.sha256_file(path) for path in _saes(tmp_path)] == [
+    artifacts.sha256_file(path) for path in _saes(config.workdir)
   ]
 
 
@@ -502,7 +502,9 @@ def test_harvest_in_parts_gives_the_same_store(done, tmp_path, monkeypatch):
   )
   for name in files:
     if name.name != "manifest.json":  # holds the config
-      assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+      assert artifacts.sha256_file(ours / name) == artifacts.sha256_file(
+        theirs / name
+      ), name
 
 
 def test_a_replaced_text_is_harvested_anew(done, model, text, tmp_path):

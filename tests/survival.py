@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -26,6 +25,8 @@ import tempfile
 import time
 
 import numpy as np
+
+from tests.digests import digests
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SERVERS = 2
@@ -132,15 +133,10 @@ class Run:
 
   def hashes(self) -> dict[str, str]:
     """SHA-256 of everything that must not depend on kills."""
-    train = self._workdir / "train"
-    folders = [self.store(), train / "saes", train / "initial"]
     return {
-      str(path.relative_to(self._workdir)): hashlib.sha256(
-        path.read_bytes()
-      ).hexdigest()
-      for folder in folders
-      for path in sorted(folder.rglob("*"))
-      if path.is_file()
+      path: digest
+      for folder in (self.store(), "train/saes", "train/initial")
+      for path, digest in digests(self._workdir, folder).items()
     }
 
 

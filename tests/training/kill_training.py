@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 
+from tests.digests import digests
+
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _PATIENCE_S = 240
 _STEPS = 60
@@ -122,9 +124,8 @@ def _left(folder: pathlib.Path) -> dict[str, object]:
   from gemmascope_jax import metrics, training
 
   found: dict[str, object] = {
-    str(path.relative_to(folder)): path.read_bytes()
-    for name in ("saes", "initial")
-    for path in sorted((folder / name).rglob("params.npz"))
+    **digests(folder, "saes", "params.npz"),
+    **digests(folder, "initial", "params.npz"),
   }
   for line in metrics.read_jsonl(folder / training.METRICS):
     kept = {k: v for k, v in line.items() if k not in _TIMINGS}

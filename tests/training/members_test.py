@@ -50,8 +50,8 @@ def _train(folder, recipes, at=None, **options):
   return stream, found
 
 
-def _bytes(folder: pathlib.Path) -> bytes:
-  return (folder / gemma_scope.ARRAYS).read_bytes()
+def _digest(folder: pathlib.Path) -> str:
+  return artifacts.sha256_file(folder / gemma_scope.ARRAYS)
 
 
 def _terminate():
@@ -66,7 +66,7 @@ def alone(tmp_path_factory):
   def get(recipe):
     if recipe not in made:
       _, (path,) = _train(tmp_path_factory.mktemp("alone"), [recipe])
-      made[recipe] = _bytes(path)
+      made[recipe] = _digest(path)
     return made[recipe]
 
   return get
@@ -75,8 +75,8 @@ def alone(tmp_path_factory):
 def test_each_of_a_mixed_sweep_is_as_if_alone(tmp_path, alone):
   _, found = _train(tmp_path, MIXED)
   for recipe, path in zip(MIXED, found, strict=True):
-    assert _bytes(path) == alone(recipe), recipe.name
-  assert len({_bytes(path) for path in found}) == len(MIXED)
+    assert _digest(path) == alone(recipe), recipe.name
+  assert len({_digest(path) for path in found}) == len(MIXED)
   steps = {}
   for line in metrics.read_jsonl(tmp_path / training.METRICS):
     steps.setdefault(line["name"], []).append(line["step"])
@@ -88,7 +88,7 @@ def test_a_new_member_joins_while_finished_ones_rest(tmp_path, alone):
   _, (first,) = _train(tmp_path, [A])
   written = os.stat(first / gemma_scope.ARRAYS).st_mtime_ns
   _, found = _train(tmp_path, [B, A])
-  assert found[1] == first and _bytes(found[0]) == alone(B)
+  assert found[1] == first and _digest(found[0]) == alone(B)
   assert os.stat(first / gemma_scope.ARRAYS).st_mtime_ns == written
   details = [
     sae.load(tmp_path, i).config.details()["recipe"]["sparsity_coefficient"]
@@ -108,7 +108,7 @@ def test_a_member_that_was_killed_goes_on_beside_a_new_one(tmp_path, alone):
     _train(tmp_path, [A], at={12: _terminate})
   stream, found = _train(tmp_path, [A, B])
   assert stream.trained_on == list(range(30))
-  assert [_bytes(path) for path in found] == [alone(A), alone(B)]
+  assert [_digest(path) for path in found] == [alone(A), alone(B)]
 
 
 def test_sigterm_saves_and_the_log_is_that_of_a_run_left_alone(tmp_path):
@@ -141,7 +141,7 @@ def test_a_member_rests_while_its_stop_file_is_there(
   stop = training.members(tmp_path, [B])[0].stop
   touch = lambda: stop.write_text("")
   _, found = _train(tmp_path, [A, B], at={11: touch})
-  assert [_bytes(path) for path in found] == [alone(A)]
+  assert [_digest(path) for path in found] == [alone(A)]
   with pytest.raises(FileNotFoundError, match="has not finished"):
     sae.load(tmp_path, member=1)
   stream, found = _train(tmp_path, [A, B])
@@ -149,7 +149,7 @@ def test_a_member_rests_while_its_stop_file_is_there(
   stop.unlink()
   stream, found = _train(tmp_path, [A, B])
   assert 8 <= stream.trained_on[0] <= 12
-  assert [_bytes(path) for path in found] == [alone(A), alone(B)]
+  assert [_digest(path) for path in found] == [alone(A), alone(B)]
 
 
 def test_the_stream_skips_steps_that_nobody_needs(tmp_path, alone):
@@ -160,7 +160,7 @@ def test_the_stream_skips_steps_that_nobody_needs(tmp_path, alone):
   stream, found = _train(tmp_path, [A, short])
   assert stream.trained_on[:9] == list(range(9))
   assert 17 <= stream.trained_on[9] <= 21
-  assert [_bytes(path) for path in found] == [alone(A), alone(short)]
+  assert [_digest(path) for path in found] == [alone(A), alone(short)]
 
 
 @pytest.mark.parametrize("axes", [(None, {"model": 8}), ({"model": 4}, None)])
@@ -236,7 +236,7 @@ def test_a_damaged_sae_is_written_again_without_training(tmp_path, alone):
   _, (path,) = _train(tmp_path, [A])
   (path / gemma_scope.ARRAYS).write_bytes(b"damaged")
   stream, (path,) = _train(tmp_path, [A])
-  assert _bytes(path) == alone(A) and not stream.trained_on
+  assert _digest(path) == alone(A) and not stream.trained_on
 
 
 def test_the_member_that_is_not_finite_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 import signal
@@ -20,6 +19,7 @@ from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.train_step import Knobs
 from tests import rows_stream
+from tests.digests import digests
 from tests.sae.families import cases
 
 RECIPE = Recipe(
@@ -39,10 +39,7 @@ QUIET = training.Schedule(log_every=5, checkpoint_every=7, progress=False)
 
 
 def _digest(folder: pathlib.Path) -> dict[str, str]:
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(folder.rglob("params.npz"))
-  }
+  return digests(folder, pattern="params.npz")
 
 
 def _train(folder, recipes=SWEEP, mesh=None, **options):
@@ -73,9 +70,8 @@ def test_again_gives_the_same_bytes_and_a_member_alone_too(whole, tmp_path):
   again = _train(tmp_path / "again")
   alone = _train(tmp_path / "alone", recipes=[SWEEP[1]])
   assert _digest(tmp_path / "again") == _digest(folder)
-  read = lambda path: (path / "params.npz").read_bytes()
-  assert read(alone[0]) == read(members[1])
-  assert read(again[0]) != read(again[1])
+  assert _digest(alone[0]) == _digest(members[1])
+  assert _digest(again[0]) != _digest(again[1])
 
 
 def test_a_run_killed_anywhere_ends_in_the_same_bytes(whole, tmp_path):

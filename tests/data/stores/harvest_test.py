@@ -26,6 +26,7 @@ from gemmascope_jax.data.stores.store_plan import StoreMismatchError
 from gemmascope_jax.data.stores.store_writing import LOCK
 from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.throughput import Meter
+from tests.digests import digests
 
 SCRIPT = pathlib.Path(__file__).with_name("harvest_and_die.py")
 
@@ -407,11 +408,9 @@ def again(lm, root):
 
 
 def all_but_manifest(root):
-  return {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in pathlib.Path(root).rglob("*")
-    if path.is_file() and path.name != "manifest.json"  # holds the config
-  }
+  found = digests(root)
+  del found["manifest.json"]  # holds the config
+  return found
 
 
 def flip(path, at=-5):
