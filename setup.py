@@ -22,6 +22,7 @@ _TEST = [
   *_DEMO,
   *_PLOTS,
   "pytest",
+  "pytest-xdist",
   "ruff",
   # Oracles only; the package itself never imports them.
   "torch==2.13.0",
