@@ -1,4 +1,4 @@
-"""Speed, always as a ratio against a named rival measured in the same run.
+"""Speed and quality, against named rivals measured in the same run.
 
 python -m experiments.benchmark forward
 python -m experiments.benchmark store
@@ -6,6 +6,7 @@ python -m experiments.benchmark train_step
 python -m experiments.benchmark train_scaling
 python -m experiments.benchmark train_sweep
 python -m experiments.benchmark train_quality
+python -m experiments.benchmark synthetic
 """
 
 from absl import app
@@ -13,6 +14,7 @@ from absl import app
 from experiments.benchmarks import (
   forward,
   store,
+  synthetic,
   train_quality,
   train_scaling,
   train_step,
@@ -26,6 +28,7 @@ BENCHMARKS = {
   "train_scaling": train_scaling.main,
   "train_sweep": train_sweep.main,
   "train_quality": train_quality.main,
+  "synthetic": synthetic.main,
 }
 
 

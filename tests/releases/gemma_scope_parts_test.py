@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 from gemmascope_jax import parallel, sae
 from gemmascope_jax.releases import gemma_scope, npz
 from gemmascope_jax.sae.sae import Params
+from tests.digests import digests
 from tests.releases import gemma_scope_test as one
 
 kinds = pytest.mark.parametrize("kind", one.KINDS)
@@ -26,18 +27,14 @@ def _parts(params, size):
     )
 
 
-def _bytes(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @kinds
 @pytest.mark.parametrize("size", [1, 7, 20])
-def test_parts_give_the_same_bytes(tmp_path, kind, size):
+def test_parts_give_the_samedigests(tmp_path, kind, size):
   whole = one._sae(**one.KINDS[kind])
   gemma_scope.save(whole, tmp_path / "whole")
   parts = _parts(whole.params, size)
   gemma_scope.save_parts(parts, whole.width, whole.config, tmp_path / "parts")
-  assert _bytes(tmp_path / "parts") == _bytes(tmp_path / "whole")
+  assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
 
 
 def test_parts_that_are_not_all_leave_nothing(tmp_path):
@@ -99,6 +96,6 @@ def test_a_mesh_refuses_what_is_not_finite(tmp_path, value):
 def test_a_mesh_refuses_a_file_cut_short(tmp_path):
   gemma_scope.save(one._sae(), tmp_path)
   file = tmp_path / gemma_scope.ARRAYS
-  file.write_bytes(file.read_bytes()[:-40])
+  file.writedigests(file.readdigests()[:-40])
   with pytest.raises(ValueError, match="truncated or not an npz|damaged"):
     gemma_scope.load(tmp_path, mesh=parallel.make_mesh({"model": 4}))

@@ -18,19 +18,17 @@ from gemmascope_jax.data.stores.store_writing import (
   part_lock,
   part_shards,
 )
+from tests.digests import digests
 
 SCRIPT = pathlib.Path(__file__).with_name("harvest_part.py")
 SITES = ("res.0", "att.0")
 
 
 def contents(root):
-  """Bytes of every file; the code version apart, which may change meanwhile."""
-  files = {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in pathlib.Path(root).rglob("*")
-    if path.is_file()
-  }
-  manifest = json.loads(files.pop("manifest.json"))
+  """Of every file; the code version apart, which may change meanwhile."""
+  files = digests(root)
+  del files["manifest.json"]
+  manifest = json.loads((pathlib.Path(root) / "manifest.json").read_text())
   del manifest["code"]
   return files, manifest
 

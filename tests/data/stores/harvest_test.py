@@ -32,13 +32,10 @@ SCRIPT = pathlib.Path(__file__).with_name("harvest_and_die.py")
 
 
 def contents(root):
-  """Bytes of every file; the code version apart, which may change meanwhile."""
-  files = {}
-  for path in sorted(pathlib.Path(root).rglob("*")):
-    if path.is_file():
-      files[path.relative_to(root).as_posix()] = path.read_bytes()
+  """Of every file; the code version apart, which may change meanwhile."""
+  files = digests(root)
   if "manifest.json" in files:
-    manifest = json.loads(files["manifest.json"])
+    manifest = json.loads((pathlib.Path(root) / "manifest.json").read_text())
     del manifest["code"], manifest["config"]
     files["manifest.json"] = manifest
   return files

@@ -13,6 +13,7 @@ from gemmascope_jax.data.stores.store_checking import (
   find_damage,
   set_aside,
 )
+from tests.digests import digests
 
 
 @pytest.fixture
@@ -37,11 +38,7 @@ BAD = (
 
 
 def contents(root):
-  return {
-    path.relative_to(root).as_posix(): path.read_bytes()
-    for path in root.rglob("*")
-    if path.is_file() and not path.name.endswith(".bad")
-  }
+  return {k: v for k, v in digests(root).items() if not k.endswith(".bad")}
 
 
 def test_all_damage_is_found_set_aside_and_made_again(copy, store, lm):
