@@ -6,6 +6,7 @@ python -m experiments.benchmark train_step
 python -m experiments.benchmark train_scaling
 python -m experiments.benchmark train_sweep
 python -m experiments.benchmark train_quality
+python -m experiments.benchmark train_precision
 python -m experiments.benchmark synthetic
 """
 
@@ -15,6 +16,7 @@ from experiments.benchmarks import (
   forward,
   store,
   synthetic,
+  train_precision,
   train_quality,
   train_scaling,
   train_step,
@@ -28,6 +30,7 @@ BENCHMARKS = {
   "train_scaling": train_scaling.main,
   "train_sweep": train_sweep.main,
   "train_quality": train_quality.main,
+  "train_precision": train_precision.main,
   "synthetic": synthetic.main,
 }
 

@@ -68,7 +68,9 @@ def recipes(directions: int, l0: int, coefficients: dict) -> list[Recipe]:
       Recipe(family=family, sparsity_coefficient=coefficient, **shared)
       for family, coefficient in coefficients.items()
     ),
-    *(Recipe(family=family, k=l0, **shared) for family in ("topk", "batch_topk")),
+    *(
+      Recipe(family=family, k=l0, **shared) for family in ("topk", "batch_topk")
+    ),
   ]
 
 
@@ -93,7 +95,9 @@ def _recovered(directions, dimensions, l0, coefficients, seed) -> dict:
 def main() -> None:
   """Trains, and prints a table for docs/benchmarks.md."""
   print(f"{workers.machine()}, {datetime.date.today()}, {_SEEDS} seeds\n")
-  print("| directions | true L0 | family | L0 | cosine (worst) | F1 (worst) | FVU |")
+  print(
+    "| directions | true L0 | family | L0 | cosine (worst) | F1 (worst) | FVU |"
+  )
   print("|---|---|---|---|---|---|---|", flush=True)
   for (directions, dimensions), (l0, coefficients) in _PROBLEMS.items():
     seeds = [

@@ -9,33 +9,31 @@ All start with b_dec at the rows' mean, have Adam's usual betas, warm up and
 decay alike. SAELens gets rows scaled to a mean square norm of D, which its
 defaults are made for. Without SAELens (see `train_step`) ours run alone.
 
-Rows come from the quickstart's store, `--config.workdir` of which may be named
-by the environment variable BENCHMARK_STORE (the folder of the store itself).
+Rows: see `real_rows`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import pathlib
 import tempfile
 
 import numpy as np
 
-from experiments.benchmarks import train_step, workers
+from experiments.benchmarks import real_rows, train_step, workers
 
-_WIDTH, _ROWS, _STEPS, _HELD_OUT = 4096, 1024, 400, 16  # last: batches
-_WARMUP, _SPARSITY_WARMUP, _DECAY = 40, 100, 0.4
-_RATES = (5e-4, 1e-3, 2e-3)
+_WIDTH = 4096
+_WARMUP, _SPARSITY_WARMUP, _DECAY = 30, 75, 0.4
+_RATES = (1e-3, 2e-3, 4e-3)
 # Each kind's middling sparsity first: lambda, in units where the mean square
 # norm is 1, or k.
 _OURS = {
   "jumprelu": (7e-5, 1.5e-5, 3e-5, 1.5e-4, 3e-4, 6e-4),
-  "gated": (1e-3, 3e-4, 3e-3),
+  "gated": (7e-2, 3.5e-2, 1.5e-1),
   "topk": (50, 20, 100),
   "batch_topk": (50, 20, 100),
-  "relu": (1e-3, 3e-4, 3e-3),
+  "relu": (3.5e-2, 2.2e-2, 5e-2),
 }
 _SAE_LENS = {
   "SAELens jumprelu": (7e-5, 3e-5, 2e-4),
@@ -56,70 +54,15 @@ class Point:
   dead: float
 
 
-def measured(params: dict[str, np.ndarray], x: np.ndarray, mean) -> tuple:
-  """(L0, FVU, share of latents that never fired) of a JumpReLU SAE.
-
-  Args:
-    params: W_enc [D, M], b_enc, W_dec [M, D], b_dec, threshold; raw space.
-      "k" instead of a threshold: the k largest of a row.
-    x: float32 [N, D].
-    mean: float64 [D], of the rows trained on.
-  """
-  squared = count = 0.0
-  fired = np.zeros(params["b_enc"].shape, bool)
-  for rows in np.array_split(x, len(x) // _ROWS):
-    pre = rows @ params["W_enc"] + params["b_enc"]
-    if "k" in params:
-      kept = np.argpartition(pre, -params["k"], axis=1)[:, -params["k"] :]
-      active = np.zeros(pre.shape, bool)
-      np.put_along_axis(active, kept, True, axis=1)
-      active &= pre > 0
-    else:
-      active = (pre > params["threshold"]) & (pre > 0)
-    out = np.where(active, pre, 0) @ params["W_dec"] + params["b_dec"]
-    squared += np.square(out - rows, dtype=np.float64).sum()
-    count += active.sum()
-    fired |= active.any(axis=0)
-  variance = np.square(x - mean, dtype=np.float64).sum()
-  return count / len(x), squared / variance, 1 - fired.mean()
-
-
-class _Stream:
-  """The rows of a file as batches in order, for `training.train`."""
-
-  site, model, fingerprint, waits_for = "res.5", "demo", "benchmark", "disk"
-  provenance = {"weights_hash": "benchmark"}
-
-  def __init__(self, path, policy):
-    self._x = np.load(path, mmap_mode="r")
-    self.batch_size, self.policy = _ROWS, policy
-    self.rows, self.width = self._x.shape
-    trained = self._x[: _STEPS * _ROWS]
-    self.mean = trained.mean(axis=0, dtype=np.float64)
-    self.mean_square_norm = float(
-      np.square(trained, dtype=np.float64).sum(axis=1).mean()
-    )
-
-  def batch(self, step, part=slice(None)):
-    return np.array(self._x[step * _ROWS : (step + 1) * _ROWS][part])
-
-  def iterate(self, start=0, stop=None, *, part=slice(None)):
-    for step in range(start, stop):
-      yield step, self.batch(step, part)
-
-  def held_out(self):
-    return np.array(self._x[_STEPS * _ROWS :])
-
-
-def _recipe(family: str, rate: float, sparsity: float):
-  """Of one of our members."""
+def recipe(family: str, rate: float, sparsity: float):
+  """The `Recipe` of one of our members."""
   from gemmascope_jax.sae.config import Recipe
 
-  recipe = Recipe(
+  shared = Recipe(
     family=family,
     width=_WIDTH,
-    batch_size=_ROWS,
-    steps=_STEPS,
+    batch_size=real_rows.BATCH,
+    steps=real_rows.STEPS,
     learning_rate=rate,
     adam_b1=0.9,
     learning_rate_warmup_steps=_WARMUP,
@@ -134,36 +77,27 @@ def _recipe(family: str, rate: float, sparsity: float):
     own["threshold_init_l0"] = 80.0
   if family in ("topk", "batch_topk"):
     own = {"k": sparsity, "aux_coefficient": 1 / 32, "dead_after_rows": 50_000}
-  return dataclasses.replace(recipe, **own)
+  return dataclasses.replace(shared, **own)
 
 
 def _ours(path: pathlib.Path, folder: pathlib.Path):
   """The function that trains (family, rate, sparsity) triples in one sweep."""
-  from gemmascope_jax import sae, training
+  from gemmascope_jax import training
   from gemmascope_jax.data.policy import TokenPolicy
 
-  stream = _Stream(path, TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0))
-  held_out = stream.held_out()
+  stream = real_rows.Rows(path, TokenPolicy(excluded_ids=(0, 1, 2), pad_id=0))
 
   def train(wanted):
     folders = training.train(
       stream,
-      [_recipe(*one) for one in wanted],
+      [recipe(*one) for one in wanted],
       folder,
-      schedule=training.Schedule(log_every=50, checkpoint_every=_STEPS),
+      schedule=training.Schedule(
+        log_every=50, checkpoint_every=real_rows.STEPS
+      ),
     )
     for one, member in zip(wanted, folders, strict=True):
-      found = sae.load(member)
-      params = {
-        "W_enc": found.params.w_enc,
-        "b_enc": found.params.b_enc,
-        "W_dec": found.params.w_dec,
-        "b_dec": found.params.b_dec,
-        "threshold": found.params.threshold,
-      }
-      if found.config.k:
-        params["k"] = found.config.k
-      yield Point(*one, *measured(params, held_out, stream.mean))
+      yield Point(*one, *real_rows.measured_member(member, stream))
 
   return train
 
@@ -182,7 +116,7 @@ def _serve_sae_lens() -> None:
   from sae_lens.training.sae_trainer import SAETrainer
 
   def measure(request):
-    stream = _Stream(request["path"], None)
+    stream = real_rows.Rows(request["path"], None)
     width = stream.width
     scale = np.float32((stream.mean_square_norm / width) ** 0.5)
     if request["kind"] == "jumprelu":
@@ -203,16 +137,17 @@ def _serve_sae_lens() -> None:
     with torch.no_grad():
       sae.b_dec.copy_(torch.from_numpy(stream.mean / scale))
     batches = (
-      torch.from_numpy(batch / scale) for _, batch in stream.iterate(0, _STEPS)
+      torch.from_numpy(batch / scale)
+      for _, batch in stream.iterate(0, real_rows.STEPS)
     )
     SAETrainer(
       SAETrainerConfig(
-        total_training_samples=_STEPS * _ROWS,
-        train_batch_size_samples=_ROWS,
+        total_training_samples=real_rows.STEPS * real_rows.BATCH,
+        train_batch_size_samples=real_rows.BATCH,
         lr=request["rate"],
         lr_end=request["rate"] / 10,
         lr_warm_up_steps=_WARMUP,
-        lr_decay_steps=int(_DECAY * _STEPS),
+        lr_decay_steps=int(_DECAY * real_rows.STEPS),
         dead_feature_window=50,
         logger=LoggingConfig(log_to_wandb=False),
       ),
@@ -227,7 +162,7 @@ def _serve_sae_lens() -> None:
       arrays["b_enc"] = arrays["b_enc"] - shift
     for name in ("b_enc", "b_dec", "threshold"):
       arrays[name] = arrays[name] * scale
-    numbers = measured(arrays, stream.held_out(), stream.mean)
+    numbers = real_rows.measured(arrays, stream.held_out(), stream.mean)
     return [float(number) for number in numbers]
 
   workers.serve(measure)
@@ -276,39 +211,17 @@ def _tuned(train, kinds: dict[str, tuple]) -> dict[str, list[Point]]:
   }
 
 
-def _write_rows(path: pathlib.Path) -> None:
-  """The first rows of the shuffled stream, as one file."""
-  from configs import quickstart
-  from gemmascope_jax import experiment
-  from gemmascope_jax.experiment import activations
-
-  config = quickstart.get_config()
-  config.workdir = "runs/benchmark"
-  if os.environ.get("BENCHMARK_STORE"):
-    config.data.source = os.environ["BENCHMARK_STORE"]
-  else:
-    experiment.harvest(config)
-  stream = activations.open_stream(config)
-  steps = _STEPS + _HELD_OUT
-  out = np.lib.format.open_memmap(
-    path, "w+", np.float32, (steps * _ROWS, stream.width)
-  )
-  for step, batch in stream.iterate(0, steps):
-    out[step * _ROWS : (step + 1) * _ROWS] = batch
-  out.flush()
-
-
 def main() -> None:
   """Trains, measures, prints a table, and draws the figure."""
   print(
-    f"{workers.machine()}, {datetime.date.today()}, {_STEPS} steps of {_ROWS}"
+    f"{workers.machine()}, {datetime.date.today()}, {real_rows.STEPS} steps of {real_rows.BATCH}"
     f" rows, {_WIDTH} latents, rates {_RATES}\n"
   )
   print("| SAE | rate | lambda or k | L0 | FVU | never fired |")
   print("|---|---|---|---|---|---|", flush=True)
   with tempfile.TemporaryDirectory() as name:
     path = pathlib.Path(name) / "rows.npy"
-    _write_rows(path)
+    real_rows.write_rows(path)
     best = _tuned(_ours(path, pathlib.Path(name) / "run"), _OURS)
     if train_step.installed("sae_lens"):
       worker = workers.Worker(__name__, "sae_lens", train_step.peers_python())
@@ -342,7 +255,7 @@ def _draw(best: dict[str, list[Point]]) -> None:
   axis.legend(frameon=False, fontsize=8)
   axis.spines[["top", "right"]].set_visible(False)
   axis.set_title(
-    f"{_WIDTH} latents, {_STEPS * _ROWS:,} tokens, each at its best rate",
+    f"{_WIDTH} latents, {real_rows.STEPS * real_rows.BATCH:,} tokens, each at its best rate",
     fontsize=10,
   )
   _FIGURE.parent.mkdir(parents=True, exist_ok=True)
