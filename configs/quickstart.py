@@ -35,36 +35,40 @@ def get_config():
   config.data.piece_characters = 4_000  # so that few sequences still are mixed
 
   config.harvest.sites = ("res.5",)  # a third of the depth
-  config.harvest.rows = 450_000
+  config.harvest.rows = 262_144
   config.harvest.rows_per_shard = 65_536
   config.harvest.batch = 10
 
   config.train.site = "res.5"
-  config.train.tokens = 450_560  # 440 steps
+  config.train.tokens = 524_288  # 512 steps: every row twice
   config.train.log_every = 20
   config.train.checkpoint_every = 50
-  config.train.sparsity_coefficients = (3e-5, 7e-5, 2e-4)
+  config.train.sparsity_coefficients = (1.5e-5, 5e-5, 1.2e-4, 3e-4)
 
   config.recipe.width = 4096
   config.recipe.batch_size = 1024  # more steps from the same tokens
-  # 440 steps have to get as far as 10^6: a rate 30 times the paper's, with
-  # momentum against its noise and a decay to settle at the end.
-  config.recipe.learning_rate = 2e-3
+  # 512 steps have to get as far as 10^6: a rate 60 times the paper's, with
+  # momentum against its noise, a second moment that does not remember the
+  # start, and a decay to settle at the end.
+  config.recipe.learning_rate = 4e-3
   config.recipe.adam_b1 = 0.9
+  config.recipe.adam_b2 = 0.99
   config.recipe.learning_rate_warmup_steps = 40
   config.recipe.learning_rate_decay_share = 0.4
   config.recipe.sparsity_warmup_steps = 100
   # Pre-activations of this site are about 0.02 in units of C, most of ||x||
   # being its mean. Adam's step knows no scale, so biases and thresholds get a
-  # tenth of the rate; b_dec starts at the mean; every threshold starts where
-  # its latent fires on 80 in 4,096 rows, and the kernel is as wide as that
-  # scale instead of a twentieth of it.
-  config.recipe.bias_learning_rate_scale = 0.1
+  # fraction of the rate; every threshold starts where its latent fires on 80 in
+  # 4,096 rows, and the kernel is as wide as that scale instead of a twentieth
+  # of it. b_dec stays at the mean: as it shifts what every encoder row sees,
+  # moving it fast kills latents.
+  config.recipe.bias_learning_rate_scale = 0.03
   config.recipe.bias_init = "mean"
+  config.recipe.frozen = ("b_dec",)
   config.recipe.threshold_init_l0 = 80.0
   config.recipe.bandwidth = 1e-2
 
-  config.evaluate.sequences = 32
+  config.evaluate.sequences = 24
   # Neighbouring windows share a speech or a chat; standard errors take
   # sequences for independent.
   config.evaluate.stride = 8

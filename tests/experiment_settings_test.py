@@ -81,11 +81,13 @@ def test_members_cover_the_tokens():
 
 
 def test_the_quickstarts_members():
-  found = settings.recipes(quickstart.get_config())
-  assert [r.sparsity_coefficient for r in found] == [3e-5, 7e-5, 2e-4]
-  assert {(r.width, r.steps, r.threshold_init_l0) for r in found} == {
-    (4096, 440, 80.0)
-  }
+  config = quickstart.get_config()
+  found = settings.recipes(config)
+  coefficients = tuple(r.sparsity_coefficient for r in found)
+  assert coefficients == config.train.sparsity_coefficients
+  for recipe in found:
+    assert recipe.steps * recipe.batch_size == config.train.tokens
+    assert recipe.frozen == ("b_dec",) and recipe.threshold_init_l0 == 80.0
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ measured on the same rows that none has seen, with the same code, after folding.
 Learning rates: each library and family tries the same ones at a middling
 sparsity, and is trained at other sparsities with its best. A rate also moves
 L0, so best is the lowest FVU times root of L0, about as which FVU falls here.
-All start with b_dec at the rows' mean, have Adam's usual betas, warm up and
-decay alike. SAELens gets rows scaled to a mean square norm of D, which its
+All start with b_dec at the rows' mean (ours stay there), have Adam's usual
+betas, warm up and decay alike. SAELens gets rows scaled to a mean square norm of D, which its
 defaults are made for. Without SAELens (see `train_step`) ours run alone.
 
 Rows: see `real_rows`.
@@ -25,15 +25,15 @@ from experiments.benchmarks import real_rows, train_step, workers
 
 _WIDTH = 4096
 _WARMUP, _SPARSITY_WARMUP, _DECAY = 30, 75, 0.4
-_RATES = (1e-3, 2e-3, 4e-3)
+_RATES = (2e-3, 4e-3, 8e-3)
 # Each kind's middling sparsity first: lambda, in units where the mean square
 # norm is 1, or k.
 _OURS = {
   "jumprelu": (7e-5, 1.5e-5, 3e-5, 1.5e-4, 3e-4, 6e-4),
-  "gated": (7e-2, 3.5e-2, 1.5e-1),
+  "gated": (3e-2, 2e-2, 4.5e-2),
   "topk": (50, 20, 100),
   "batch_topk": (50, 20, 100),
-  "relu": (3.5e-2, 2.2e-2, 5e-2),
+  "relu": (1.8e-2, 1.2e-2, 2.5e-2),
 }
 _SAE_LENS = {
   "SAELens jumprelu": (7e-5, 3e-5, 2e-4),
@@ -70,6 +70,7 @@ def recipe(family: str, rate: float, sparsity: float):
     sparsity_warmup_steps=_SPARSITY_WARMUP,
     bias_learning_rate_scale=0.03,
     bias_init="mean",
+    frozen=("b_dec",),
     bandwidth=1e-2,
   )
   own = {"sparsity_coefficient": sparsity}
