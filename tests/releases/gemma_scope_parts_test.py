@@ -29,7 +29,7 @@ def _parts(params, size):
 
 @kinds
 @pytest.mark.parametrize("size", [1, 7, 20])
-def test_parts_give_the_samedigests(tmp_path, kind, size):
+def test_parts_give_the_same_bytes(tmp_path, kind, size):
   whole = one._sae(**one.KINDS[kind])
   gemma_scope.save(whole, tmp_path / "whole")
   parts = _parts(whole.params, size)
@@ -96,6 +96,6 @@ def test_a_mesh_refuses_what_is_not_finite(tmp_path, value):
 def test_a_mesh_refuses_a_file_cut_short(tmp_path):
   gemma_scope.save(one._sae(), tmp_path)
   file = tmp_path / gemma_scope.ARRAYS
-  file.writedigests(file.readdigests()[:-40])
+  file.write_bytes(file.read_bytes()[:-40])
   with pytest.raises(ValueError, match="truncated or not an npz|damaged"):
     gemma_scope.load(tmp_path, mesh=parallel.make_mesh({"model": 4}))
