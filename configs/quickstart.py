@@ -2,23 +2,25 @@
 
   python -m experiments.quickstart
 
-Half a million tokens instead of 4 billion. The paper's recipe needs about 10^6
-steps: its learning rate of 7e-5 would leave everything where it started, its
-thresholds (0.001, moved by at most the learning rate a step) would stay far
+Half a million activations instead of 4 billion. The paper's recipe needs about
+10^6 steps: its learning rate of 7e-5 would leave everything where it started,
+its thresholds (0.001, moved by at most the learning rate a step) would stay far
 below the pre-activations, and lambda would do nothing. What is changed for
 that, and only that, is marked below.
 
-Result at commit 1d0a57c, 2 CPU cores, 9.9 minutes from a fresh clone with
-installation (harvest 139 s, train 244 s, evaluate 154 s), 32 held-out sequences
-of 256 tokens, loss of the model itself about 3.1 nats a token:
+Result at commit 28dadac, 2 CPU cores, 11.4 minutes from a fresh clone with
+installation (harvest 137 s, train 278 s, evaluate 187 s), 16 held-out sequences
+of 256 tokens, loss of the model itself about 3.1 nats a token; dead: silent for
+the last 200,000 training activations:
 
-  lambda                L0    delta loss     FVU
-  3e-5                  82.2  0.79 +- 0.05   0.0140 +- 0.0014
-  7e-5                  47.0  0.98 +- 0.06   0.0203 +- 0.0021
-  2e-4                  22.4  1.19 +- 0.09   0.0285 +- 0.0030
-  untrained SAE         48.8  5.00 +- 0.13   0.4029 +- 0.0162
-  PCA, 50 components          2.25 +- 0.14   0.0347 +- 0.0034
-  mean ablation               5.53 +- 0.16   1.0005 +- 0.0004
+  lambda                L0    delta loss     FVU                 dead
+  1.5e-5                82.9  0.52 +- 0.04   0.0084 +- 0.0011    14 %
+  5e-5                  42.7  0.68 +- 0.05   0.0139 +- 0.0019    17 %
+  1.2e-4                23.7  0.84 +- 0.06   0.0195 +- 0.0027    27 %
+  3e-4                  12.6  0.99 +- 0.08   0.0256 +- 0.0037    41 %
+  untrained SAE         45.4  5.06 +- 0.15   0.3910 +- 0.0195
+  PCA, 50 components          2.25 +- 0.16   0.0317 +- 0.0041
+  mean ablation               5.55 +- 0.19   1.0007 +- 0.0006
 """
 
 from configs import default
