@@ -31,7 +31,7 @@ def main(config) -> None:
     print(
       f"{each.l0:>8g}  {each.sparsity_coefficient:>10.3g}"
       f"  {each.low:.3g} to {each.high:.3g}"
-      + (", beyond what was tried" if each.extrapolated else "")
+      + (_beyond(each) if each.extrapolated else "")
     )
   values = ",".join(f"{each.sparsity_coefficient:.3g}" for each in found)
   setting = f"--config.train.sparsity_coefficients=({values},)"
@@ -39,6 +39,15 @@ def main(config) -> None:
   print(f"\n{flag}='{value}'")
   if _WRITE.value:
     artifacts.write_text(_WRITE.value, setting + "\n")
+
+
+def _beyond(found) -> str:
+  """What to do about an L0 that no run came near."""
+  least, most = found.reached
+  return (
+    f"; a guess: runs gave L0s of {least:.3g} to {most:.3g} only"
+    " (other --steps, or a wanted L0 among these)"
+  )
 
 
 if __name__ == "__main__":

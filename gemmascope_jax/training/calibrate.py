@@ -32,6 +32,7 @@ _FIRST_ROUND = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the recipe's own lambda
 _CLOSE_ENOUGH = 0.05  # of a measured L0 to a wanted one
 _FARTHEST = 10.0  # times a lambda that has been tried
 _LEAST_L0 = 1e-2  # below it, log L0 says nothing
+_ROUNDING = 1e-9  # of an L0 that went through its log
 _LEAST_SLOPE = 0.1  # of log L0, where points are level
 
 
@@ -57,15 +58,20 @@ class Found(NamedTuple):
     sparsity_coefficient: the lambda expected to give it.
     low: a lambda that is lower by one standard error ...
     high: ... and one that is higher.
-    extrapolated: whether no run gave as many, or none gave as few: then the
-      error may be far larger.
+    reached: the smallest and the largest L0 that the line through the runs has.
   """
 
   l0: float
   sparsity_coefficient: float
   low: float
   high: float
-  extrapolated: bool
+  reached: tuple[float, float]
+
+  @property
+  def extrapolated(self) -> bool:
+    """Whether `l0` is outside `reached`: then the error may be far larger."""
+    least, most = self.reached
+    return not least * (1 - _ROUNDING) <= self.l0 <= most * (1 + _ROUNDING)
 
 
 def calibrate(
@@ -151,7 +157,7 @@ def read(points: Sequence[Point], l0: float) -> Found:
     sparsity_coefficient=at(wanted),
     low=at(wanted + error),
     high=at(wanted - error),
-    extrapolated=not line[-1] <= wanted <= line[0],
+    reached=(float(np.exp(line[-1])), float(np.exp(line[0]))),
   )
 
 

@@ -37,6 +37,7 @@ def test_a_power_law_is_read_exactly():
 def test_beyond_the_points_it_is_said(wanted):
   found = calibrate.read(_points([1e-4, 1e-3]), wanted)
   assert found.extrapolated
+  assert found.reached == pytest.approx((_curve(1e-3), _curve(1e-4)))
   assert found.sparsity_coefficient == pytest.approx((2 / wanted) ** 1.25)
 
 
