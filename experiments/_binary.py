@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -76,9 +77,22 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
 
 
 def _parse(arguments):
-  """Parses flags; an unknown config key is an error of one line."""
+  """Parses flags; what is wrong with them is an error without a traceback."""
   try:
-    return app.parse_flags_with_usage(arguments)
+    return flags.FLAGS(arguments)
   except (AttributeError, KeyError) as error:
-    message = str(error.args[0] if error.args else error)
-    sys.exit(f"error: no such setting in the config: {message}")
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
+    sys.exit(f"error: no such setting in the config: {_message(error)}")
+  except flags.Error as error:
+    sys.exit(f"error: {_message(error)}\n(--helpfull lists the flags)")
+
+
+def _message(error: Exception) -> str:
+  """What an error says, without a traceback or quotes that are part of it."""
+  text = str(error.args[0] if error.args else error).strip()
+  if "Traceback (most recent call last):" in text:
+    # A config file's own error: "flag ...: ... Traceback ... ValueError: why".
+    what, why = re.split(r":[^:]*Traceback ", text, maxsplit=1)
+    return f"{what}: {re.split(r'(?m)^[A-Za-z_.]+: ', why)[-1]}"
+  return text

@@ -246,6 +246,12 @@ def test_an_unknown_config_key_is_named():
   assert "widht" in found.stderr and "width" in found.stderr
 
 
+def test_a_preset_that_does_not_exist_is_an_error_without_a_traceback():
+  found = _binary("train", "--config=configs/gemma2_2b.py:nonsense")
+  assert found.returncode == 1 and "Traceback" not in found.stderr
+  assert "'nonsense'" in found.stderr and "SITE,WIDTH" in found.stderr
+
+
 def test_a_binary_without_a_config_says_so():
   found = _binary("train")
   assert found.returncode == 1 and "--config" in found.stderr

@@ -230,8 +230,12 @@ class Recipe:
       sparsity = f"L0={self.target_l0:g}"
     else:
       sparsity = f"lambda={self.sparsity_coefficient:g}"
-    seed = f" seed={self.seed}" if self.seed else ""
-    return f"{self.family} M={self.width} {sparsity}{seed}"
+    extra = " skip" if self.skip else ""
+    if "w_dec" in self.frozen:
+      extra += " random decoder"
+    if self.seed:
+      extra += f" seed={self.seed}"
+    return f"{self.family} M={self.width} {sparsity}{extra}"
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -265,6 +265,11 @@ def test_a_mesh_trains_all_kinds_of_members(tmp_path):
   [
     ({}, "jumprelu M=24 lambda=0.001"),
     ({"seed": 3}, "jumprelu M=24 lambda=0.001 seed=3"),
+    ({"skip": True}, "jumprelu M=24 lambda=0.001 skip"),
+    (
+      {"frozen": ("w_dec",), "seed": 3},
+      "jumprelu M=24 lambda=0.001 random decoder seed=3",
+    ),
     ({"sparsity_loss": "l0_target"}, "jumprelu M=24 L0=50"),
     ({"family": "topk", "k": 7}, "topk M=24 k=7"),
   ],
