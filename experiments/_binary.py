@@ -68,10 +68,13 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
       sys.exit(1)
     except training.PreemptedError as error:
       print(f"\nstopped: {error}", file=sys.stderr)
-      sys.exit(128 + signal.SIGTERM)
+      sys.exit(128 + error.signal)
     except KeyboardInterrupt:
-      print("\nstopped; the same command goes on from here", file=sys.stderr)
-      sys.exit(130)
+      print(
+        "\nstopped; the same command goes on from what was saved last",
+        file=sys.stderr,
+      )
+      sys.exit(128 + signal.SIGINT)
 
   app.run(main, flags_parser=_parse)
 
@@ -79,13 +82,31 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
 def _parse(arguments):
   """Parses flags; what is wrong with them is an error without a traceback."""
   try:
-    return flags.FLAGS(arguments)
+    return flags.FLAGS(_last_of_each(arguments))
   except (AttributeError, KeyError) as error:
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     sys.exit(f"error: no such setting in the config: {_message(error)}")
   except flags.Error as error:
     sys.exit(f"error: {_message(error)}\n(--helpfull lists the flags)")
+
+
+def _last_of_each(arguments: list[str]) -> list[str]:
+  """Without what a later `--config.NAME=` overrides, flag files included.
+
+  ml_collections would append a tuple that is given twice to the first one.
+  """
+  given = [arguments[0]]
+  given += flags.FLAGS.read_flags_from_files(arguments[1:], force_gnu=False)
+  name = lambda text: text.partition("=")[0].lstrip("-")
+  last = {name(text): index for index, text in enumerate(given)}
+  return [
+    text
+    for index, text in enumerate(given)
+    if not name(text).startswith("config.")
+    or "=" not in text
+    or last[name(text)] == index
+  ]
 
 
 def _message(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 python -m experiments.calibrate --config=configs/quickstart.py --l0=20,50,100
 
-Prints the setting to train with; `--write=FILE` writes it to a file, for
+Prints the setting to train with, without L0s that no run came near;
+`--write=FILE` writes it to a file, for
 
 python -m experiments.train --config=configs/quickstart.py --flagfile=FILE
 """
@@ -24,7 +25,7 @@ _WRITE = flags.DEFINE_string("write", None, "File to write the setting to.")
 
 def main(config) -> None:
   """Searches, and prints a line a wanted L0 and the setting."""
-  wanted = [float(l0) for l0 in _L0.value]
+  wanted = _wanted(_L0.value)
   found = experiment.calibrate(config, wanted, _STEPS.value)
   print(f"{'L0':>8}  {'lambda':>10}  one standard error")
   for each in found:
@@ -33,12 +34,34 @@ def main(config) -> None:
       f"  {each.low:.3g} to {each.high:.3g}"
       + (_beyond(each) if each.extrapolated else "")
     )
-  values = ",".join(f"{each.sparsity_coefficient:.3g}" for each in found)
+  sure = [each for each in found if not each.extrapolated]
+  if not sure:
+    least, most = found[0].reached
+    raise ValueError(
+      f"no run came near a wanted L0: they gave {least:.4g} to {most:.4g}. Want"
+      " some among these, or choose other --steps"
+    )
+  values = ",".join(f"{each.sparsity_coefficient:.3g}" for each in sure)
   setting = f"--config.train.sparsity_coefficients=({values},)"
   flag, _, value = setting.partition("=")
-  print(f"\n{flag}='{value}'")
+  guesses = ", ".join(f"{each.l0:g}" for each in found if each.extrapolated)
+  without = f" (without the guess for L0 {guesses})" if guesses else ""
+  print(f"\n{flag}='{value}'{without}")
   if _WRITE.value:
     artifacts.write_text(_WRITE.value, setting + "\n")
+
+
+def _wanted(texts: list[str]) -> list[float]:
+  """Numbers of --l0."""
+  try:
+    found = [float(text) for text in texts]
+  except ValueError:
+    found = []
+  if not found:
+    raise ValueError(
+      f"--l0 is {','.join(texts)!r}; expected numbers with commas, as 20,50"
+    )
+  return found
 
 
 def _beyond(found) -> str:

@@ -6,13 +6,21 @@ touch a checkpoint, and the import takes a good part of a second.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from gemmascope_jax import artifacts
+
+# How the libraries below say that a disk is full.
+_FULL = ("RESOURCE_EXHAUSTED", "No space left", "ENOSPC", "Disk quota")
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
@@ -118,7 +126,8 @@ class Run:
 
   Saving is asynchronous and atomic (a half-written step is not listed and is
   cleaned up); a restore lands on the shardings of the tree that it is given,
-  so it may be on other devices than the save was.
+  so it may be on other devices than the save was. A checksum of every array is
+  saved with it, so that a bit that flipped on disk is noticed.
 
   Args:
     folder: where the steps live; made.
@@ -157,7 +166,8 @@ class Run:
     return self
 
   def __exit__(self, *unused) -> None:
-    self._checkpointer.close()
+    with self._explained():
+      self._checkpointer.close()
 
   @property
   def latest(self) -> int | None:
@@ -175,14 +185,18 @@ class Run:
       step: after the last one.
       state: pytree of arrays.
       value: by which the best is chosen, the lowest.
+
+    Raises:
+      OutOfDiskError: the save before it, or this one, found no room.
     """
     if step == self.latest:
       return
     metrics = None if value is None else {"value": value}
-    # Not forced, Orbax leaves out a save while another one is being written.
-    self._checkpointer.save_checkpointables_async(
-      step, {"state": state}, force=True, metrics=metrics
-    )
+    with self._explained():
+      # Not forced, Orbax leaves out a save while another one is being written.
+      self._checkpointer.save_checkpointables_async(
+        step, {"state": _with_sums(state)}, force=True, metrics=metrics
+      )
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads `step` into the structure, dtypes and shardings of `like`.
@@ -193,22 +207,72 @@ class Run:
         goes to the default device.
 
     Raises:
-      ValueError: the checkpoint does not fit that structure.
+      ValueError: the checkpoint does not fit that structure, or its content is
+        not what was saved.
     """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=x.sharding or default
       ),
-      like,
+      {"tree": like, "sums": jax.eval_shape(_sums, like)},
     )
     try:
       found = self._checkpointer.load_checkpointables(step, {"state": abstract})
     except Exception as error:  # what a damaged file raises is not documented
-      raise ValueError(
-        f"checkpoint {self._folder / str(step)} can't be read, a file is"
-        " missing or damaged: delete that folder and run the same command"
-        " again, which goes on from the one before"
-        f" ({type(error).__name__}: {str(error)[:300]})"
+      why = f"{type(error).__name__}: {str(error)[:100]}"
+      raise ValueError(self._damaged(step, why)) from error
+    state, saved = found["state"]["tree"], found["state"]["sums"]
+    now = jax.device_get(_sums(state))
+    if not np.array_equal(now, jax.device_get(saved)):
+      raise ValueError(self._damaged(step, "a checksum is wrong"))
+    return state
+
+  def _damaged(self, step: int, why: str) -> str:
+    return (
+      f"checkpoint {self._folder / str(step)} can't be read, a file is missing"
+      " or damaged: delete that folder and run the same command again, which"
+      f" goes on from the one before ({why})"
+    )
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Says what a full disk means."""
+    try:
+      yield
+    except Exception as error:  # TensorStore's are of several kinds
+      if not any(word in str(error) for word in _FULL):
+        raise
+      raise artifacts.OutOfDiskError(
+        errno.ENOSPC,
+        f"out of disk while saving a checkpoint below {self._folder}: those"
+        " before it are untouched; free space on that disk, and run the same"
+        " command again",
       ) from error
-    return found["state"]
+
+
+def _with_sums(state: Any) -> dict[str, Any]:
+  return {"tree": state, "sums": _sums(state)}
+
+
+@jax.jit
+def _sums(state: Any) -> jax.Array:
+  """uint32 [leaves]: of each array's bits, the same however it is sharded.
+
+  Each element's bits are multiplied with an odd number of its own and summed
+  modulo 2^32: no change of a single element leaves that sum as it was.
+  """
+  return jnp.stack([_sum(leaf) for leaf in jax.tree.leaves(state)])
+
+
+def _sum(x: jax.Array) -> jax.Array:
+  if x.dtype == bool:
+    x = x.astype(jnp.uint8)
+  words = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+  bits = jax.lax.bitcast_convert_type(x, words).astype(jnp.uint32)
+  place = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place = place * jnp.uint32(size % 2**32) + iota
+  odd = place * jnp.uint32(2654435762) + jnp.uint32(1)
+  return (bits * odd).sum(dtype=jnp.uint32)

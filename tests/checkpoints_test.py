@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from gemmascope_jax import checkpoints, parallel
+from gemmascope_jax import artifacts, checkpoints, parallel
 
 
 @pytest.fixture
@@ -104,3 +104,73 @@ def test_every_save_counts_and_the_latest_and_the_best_stay(tmp_path):
     run.save(5, {"x": jnp.zeros(100_000)}, 0.5)
   kept = sorted(int(path.name) for path in (tmp_path / "run").glob("[0-9]*"))
   assert kept == [4, 5]
+
+
+def _state():
+  rng = np.random.default_rng(0)
+  return {
+    "w": jnp.asarray(rng.normal(size=(64, 96)), jnp.float32),
+    "half": jnp.asarray(rng.normal(size=(8, 4)), jnp.bfloat16),
+    "on": jnp.asarray(rng.random(12) < 0.5),
+    "step": jnp.int32(7),
+  }
+
+
+def test_any_changed_element_changes_its_sum():
+  state = _state()
+  sums = np.asarray(checkpoints._sums(state))
+  for index, (name, leaf) in enumerate(sorted(state.items())):
+    array = np.array(leaf)
+    flat = array.reshape(-1)
+    for place in {0, flat.size // 2, flat.size - 1}:
+      bits = flat[place : place + 1].view(np.uint8)
+      for byte in range(len(bits)):
+        changed = array.copy()
+        changed.reshape(-1)[place : place + 1].view(np.uint8)[byte] ^= 1
+        found = checkpoints._sums(state | {name: jnp.asarray(changed)})
+        assert (np.asarray(found) != sums).tolist() == [
+          i == index for i in range(len(sums))
+        ]
+    if flat.size > 1:  # and where elements changed places
+      moved = jnp.asarray(np.roll(flat, 1).reshape(array.shape))
+      found = np.asarray(checkpoints._sums(state | {name: moved}))
+      assert found[index] != sums[index]
+
+
+def test_sums_do_not_depend_on_the_mesh():
+  state = _state()
+  mesh = parallel.make_mesh({"data": 2, "model": 4})
+  split = state | {
+    "w": jax.device_put(state["w"], NamedSharding(mesh, P("model", "data")))
+  }
+  np.testing.assert_array_equal(
+    checkpoints._sums(state), jax.jit(checkpoints._sums)(split)
+  )
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+  state = _state()
+  with checkpoints.Run(tmp_path / "run", keep=2) as run:
+    run.save(3, state)
+  with checkpoints.Run(tmp_path / "run", keep=2) as run:
+    found = run.restore(3, jax.eval_shape(lambda: state))
+  jax.tree.map(np.testing.assert_array_equal, found, state)
+  files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+  path = max(files, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  assert len(content) > 8_000
+  content[len(content) // 2] ^= 16
+  path.write_bytes(content)
+  with checkpoints.Run(tmp_path / "run", keep=2) as run:
+    with pytest.raises(ValueError, match="delete that folder and run the same"):
+      run.restore(3, jax.eval_shape(lambda: state))
+
+
+def test_a_full_disk_is_said_in_words(tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise ValueError("RESOURCE_EXHAUSTED: Failed writing")
+
+  with checkpoints.Run(tmp_path / "run", keep=2) as run:
+    monkeypatch.setattr(run._checkpointer, "save_checkpointables_async", full)
+    with pytest.raises(artifacts.OutOfDiskError, match="free space"):
+      run.save(3, _state())

@@ -91,13 +91,47 @@ def test_the_quickstarts_members():
 
 
 @pytest.mark.parametrize(
+  ("section", "change", "says"),
+  [
+    ("train", {"tokens": 0}, "train.tokens is 0; expected at least 1"),
+    ("recipe", {"batch_size": 0}, "recipe.batch_size is 0; expected at"),
+    ("recipe", {"steps": 5}, "recipe.steps is 5, but train.tokens"),
+  ],
+)
+def test_settings_that_count_steps(section, change, says):
+  config = _config()
+  with config.unlocked():
+    config[section].update(change)
+  with pytest.raises(ValueError, match=says):
+    settings.recipes(config)
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [
+    ("sparsity_coefficients", 3e-4),
+    ("members", {"k": 2}),
+    ("loggers", "wandb"),
+  ],
+)
+def test_what_is_a_list_is_not_a_single_one(name, value):
+  config = _config()
+  with config.ignore_type():
+    config.train[name] = value
+  with pytest.raises(
+    ValueError, match=rf"(?s)train.{name} is .*expected a tuple"
+  ):
+    settings.recipes(config)
+
+
+@pytest.mark.parametrize(
   ("members", "says"),
   [
     (({}, {"widht": 4096}), r"members\[1\] .* unknown recipe key widht; known"),
     (({"width": 0},), r"members\[0\] is {'width': 0}: recipe.width is 0"),
     (({"family": "tok"},), r"members\[0\] .* recipe.family is 'tok'; expected"),
     (({"width": "4096"},), r"members\[0\] is {'width': '4096'}"),
-    (("width",), r"members\[0\] is 'width'"),
+    (("width",), r"members\[0\] is 'width'; expected settings .* a comma"),
   ],
 )
 def test_members_that_make_no_sense_are_named(members, says):

@@ -13,6 +13,7 @@ import pytest
 
 import gemmascope_jax as gs
 from configs import default, gemma2_2b, quickstart
+from experiments import _binary as _binary_module
 from gemmascope_jax import artifacts, experiment
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError
@@ -252,6 +253,14 @@ def test_a_preset_that_does_not_exist_is_an_error_without_a_traceback():
   assert "'nonsense'" in found.stderr and "SITE,WIDTH" in found.stderr
 
 
+def test_of_a_setting_that_is_given_twice_the_last_counts(tmp_path):
+  path = tmp_path / "found.flags"
+  path.write_text("--config.train.sparsity_coefficients=(1e-4,2e-4)\n")
+  given = ["train", f"--flagfile={path}", "--traceback"]
+  given += ["--config.seed=1", "--config.train.sparsity_coefficients=()"]
+  assert _binary_module._last_of_each(given) == ["train", *given[2:]]
+
+
 def test_a_binary_without_a_config_says_so():
   found = _binary("train")
   assert found.returncode == 1 and "--config" in found.stderr
@@ -276,7 +285,7 @@ def test_results_are_json_that_says_what_it_is(done):
       {"recipe.learning_rate": 3e-3},
       r"no whole SAE .*is there, but its learning_rate is [0-9.]+, not 0.003",
     ),
-    ({"train.bucket_rows": 100}, "its stream is "),
+    ({"train.bucket_rows": 100}, "its shuffle.bucket_rows is .*, not 100"),
   ],
 )
 def test_saes_of_another_configuration_are_not_evaluated(done, change, says):
@@ -290,7 +299,7 @@ def test_lambdas_are_found_by_short_runs(done, tmp_path):
   config = done[0].copy_and_resolve_references()
   config.workdir = str(tmp_path)
   config.data.source = str(activations.open_rows(done[0]).root)
-  flags = ["--config=configs/quickstart.py", "--l0=8", "--steps=20"]
+  flags = ["--config=configs/quickstart.py", "--steps=20"]
   names = ("workdir", "progress", "data.source", "train.site", "recipe.width")
   names += ("recipe.batch_size", "recipe.threshold_init_l0", "train.tokens")
   names += ("harvest.sites", "recipe.bandwidth")
@@ -303,11 +312,20 @@ def test_lambdas_are_found_by_short_runs(done, tmp_path):
     },
   }
   flags += [f"--config.{name}={value}" for name, value in flat.items()]
-  found = _binary("calibrate", *flags, f"--write={tmp_path}/found.flags")
+  flags.append(f"--write={tmp_path}/found.flags")
+  far = _binary("calibrate", *flags, "--l0=1,90")
+  reached = re.search("they gave ([0-9.]+) to ([0-9.]+). Want", far.stderr)
+  assert reached and far.returncode == 1, far.stderr
+  assert far.stdout.count("a guess") == 2
+  assert not (tmp_path / "found.flags").exists()
+  middle = sum(map(float, reached.groups())) / 2
+  found = _binary("calibrate", *flags, f"--l0=1,{middle:.5g}")
   assert found.returncode == 0, found.stderr
   setting = (tmp_path / "found.flags").read_text().strip()
   assert setting.startswith("--config.train.sparsity_coefficients=(")
   assert setting.split("=")[1] in found.stdout
+  assert "without the guess for L0 1)" in found.stdout
+  assert setting.count(",") == 1
   assert "one standard error" in found.stdout
   curves = _binary("report", "--training_only", *flags[:1], *flags[3:])
   assert curves.returncode == 1 and "no training metrics" in curves.stderr
@@ -535,7 +553,10 @@ def test_a_replaced_text_is_harvested_anew(done, model, text, tmp_path):
     ({"recipe.learning_rate_decay_share": 3.0}, "decay_share is 3.0"),
     ({"recipe.sparsity_warmup_steps": -1}, "must not be negative"),
     ({"recipe.threshold_init_l0": 1e6}, "between 0 and the width"),
-    ({"train.sparsity_coefficients": (float("nan"),)}, "negative or infinite"),
+    (
+      {"train.sparsity_coefficients": (float("nan"),)},
+      "expected a finite number",
+    ),
   ],
 )
 def test_settings_that_make_no_sense_are_refused_first(

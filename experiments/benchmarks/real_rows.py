@@ -11,6 +11,8 @@ import pathlib
 
 import numpy as np
 
+from gemmascope_jax.data.streams.order import Shuffle
+
 BATCH, STEPS = 1024, 300
 _HELD_OUT = 16  # batches
 
@@ -18,6 +20,7 @@ _HELD_OUT = 16  # batches
 class Rows:
   """The rows of a file as batches in order, for `training.train`."""
 
+  shuffle = Shuffle()  # written once in this order
   site, model, fingerprint, waits_for = "res.5", "demo", "benchmark", "disk"
   provenance = {"weights_hash": "benchmark"}
 

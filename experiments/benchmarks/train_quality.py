@@ -5,8 +5,8 @@ measured on the same rows that none has seen, with the same code, after folding.
 Learning rates: each library and family tries the same ones at a middling
 sparsity, and is trained at other sparsities with its best. A rate also moves
 L0, so best is the lowest FVU times root of L0, about as which FVU falls here.
-All start with b_dec at the rows' mean (ours stay there), have Adam's usual
-betas, warm up and decay alike. SAELens gets rows scaled to a mean square norm of D, which its
+All start with b_dec at the rows' mean (ours stay there), have the same betas of
+Adam, warm up and decay alike. SAELens gets rows scaled to a mean square norm of D, which its
 defaults are made for. Without SAELens (see `train_step`) ours run alone.
 
 Rows: see `real_rows`.
@@ -24,8 +24,9 @@ import numpy as np
 from experiments.benchmarks import real_rows, train_step, workers
 
 _WIDTH = 4096
-_WARMUP, _SPARSITY_WARMUP, _DECAY = 30, 75, 0.4
-_RATES = (2e-3, 4e-3, 8e-3)
+_WARMUP, _SPARSITY_WARMUP, _DECAY = 100, 150, 0.4
+_BETAS = (0.8, 0.99)
+_RATES = (4e-3, 8e-3, 1.6e-2)
 # Each kind's middling sparsity first: lambda, in units where the mean square
 # norm is 1, or k.
 _OURS = {
@@ -64,11 +65,12 @@ def recipe(family: str, rate: float, sparsity: float):
     batch_size=real_rows.BATCH,
     steps=real_rows.STEPS,
     learning_rate=rate,
-    adam_b1=0.9,
+    adam_b1=_BETAS[0],
+    adam_b2=_BETAS[1],
     learning_rate_warmup_steps=_WARMUP,
     learning_rate_decay_share=_DECAY,
     sparsity_warmup_steps=_SPARSITY_WARMUP,
-    bias_learning_rate_scale=0.03,
+    bias_learning_rate_scale=0.015,
     bias_init="mean",
     frozen=("b_dec",),
     bandwidth=1e-2,
@@ -147,6 +149,8 @@ def _serve_sae_lens() -> None:
         train_batch_size_samples=real_rows.BATCH,
         lr=request["rate"],
         lr_end=request["rate"] / 10,
+        adam_beta1=_BETAS[0],
+        adam_beta2=_BETAS[1],
         lr_warm_up_steps=_WARMUP,
         lr_decay_steps=int(_DECAY * real_rows.STEPS),
         dead_feature_window=50,

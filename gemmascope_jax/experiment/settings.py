@@ -241,6 +241,28 @@ def recipes(config: Config) -> list[Recipe]:
       recipe lacks; see `Recipe`.
   """
   train, values = config.train, config.recipe.to_dict()
+  for name, value in (
+    ("train.tokens", train.tokens),
+    ("recipe.batch_size", config.recipe.batch_size),
+  ):
+    if value < 1:
+      raise ValueError(f"{name} is {value}; expected at least 1")
+  if "steps" in values:
+    raise ValueError(
+      f"recipe.steps is {values['steps']}, but train.tokens over"
+      " recipe.batch_size says how many there are: leave it out"
+    )
+  for name, example in (
+    ("target_l0s", "(20, 50)"),
+    ("sparsity_coefficients", "(3e-4,)"),
+    ("members", '({"k": 20},)'),
+    ("loggers", '("wandb",)'),
+  ):
+    if not isinstance(train[name], (list, tuple)):
+      raise ValueError(
+        f"train.{name} is {str(train[name]).strip()!r}; expected a tuple, as"
+        f" {example}"
+      )
   values["steps"] = -(-train.tokens // config.recipe.batch_size)
   quadratic = {
     "sparsity_loss": "l0_target",
@@ -260,6 +282,11 @@ def recipes(config: Config) -> list[Recipe]:
     )
   found = [_recipe(values | member) for member in members]
   for index, member in enumerate(train.members):
+    if not isinstance(member, (dict, Config)):
+      raise ValueError(
+        f"train.members[{index}] is {member!r}; expected settings of the recipe,"
+        ' and a comma after the last one, as ({"k": 20},)'
+      )
     try:
       found.append(_recipe(values | dict(member)))
     except (TypeError, ValueError) as error:

@@ -8,6 +8,8 @@ SAE paper (2404.16014).
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import Any
 
 from gemmascope_jax.sae.precision import PRECISIONS
@@ -123,8 +125,9 @@ class Recipe:
   capacity: int = 0
 
   def __post_init__(self):
-    for field in ("prefixes", "frozen"):
-      object.__setattr__(self, field, tuple(getattr(self, field)))
+    for field in dataclasses.fields(self):
+      value = _typed(field.name, getattr(self, field.name), field.default)
+      object.__setattr__(self, field.name, value)
     for field, allowed in (
       ("family", FAMILIES),
       ("bias_init", ("zeros", "mean")),
@@ -163,6 +166,7 @@ class Recipe:
           " (a rectangle kernel of no width trains no threshold)"
         )
     for field in (
+      "sparsity_coefficient",
       "learning_rate_warmup_steps",
       "sparsity_warmup_steps",
       "bias_learning_rate_scale",
@@ -209,16 +213,16 @@ class Recipe:
         f"recipe.prefixes is {self.prefixes}; expected increasing widths below"
         f" {self.width}, without the whole one"
       )
+    if self.sparsity_loss == "l0_target" and self.target_l0 >= self.width:
+      raise ValueError(
+        f"recipe.target_l0 is {self.target_l0}; expected less than the width,"
+        f" {self.width}"
+      )
     l0 = self.threshold_init_l0
     if l0 is not None and not 0 < l0 < self.width:
       raise ValueError(
         f"recipe.threshold_init_l0 is {l0}; expected a number between 0 and"
         f" the width, {self.width}"
-      )
-    if not 0 <= self.sparsity_coefficient < float("inf"):
-      raise ValueError(
-        f"recipe.sparsity_coefficient is {self.sparsity_coefficient}; it must"
-        " not be negative or infinite"
       )
 
   @property
@@ -252,3 +256,42 @@ class Recipe:
         f" {', '.join(sorted(known))}"
       )
     return cls(**values)
+
+
+# Of tuples: what they hold. None stands for a number that may be left out.
+_ITEMS = {"prefixes": int, "frozen": str}
+_EXPECTED = {
+  int: "a whole number",
+  float: "a finite number",
+  bool: "True or False",
+  str: "a text",
+}
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+  """The value as the plain Python type of its field, or an error.
+
+  Raises:
+    ValueError: a value of another type, or a number that is not finite.
+  """
+  if name in _ITEMS:
+    if isinstance(value, (list, tuple)):
+      return tuple(_plain(name, item, _ITEMS[name]) for item in value)
+    example = "('w_dec',)" if _ITEMS[name] is str else "(64,)"
+    raise ValueError(
+      f"recipe.{name} is {value!r}; expected a tuple, as {example}"
+    )
+  if default is None:
+    return None if value is None else _plain(name, value, float)
+  return _plain(name, value, type(default))
+
+
+def _plain(name: str, value: Any, kind: type) -> Any:
+  accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+  fits = isinstance(value, accepted)
+  if kind in (int, float):
+    fits = fits and not isinstance(value, bool) and math.isfinite(value)
+  if not fits:
+    raise ValueError(f"recipe.{name} is {value!r}; expected {_EXPECTED[kind]}")
+  # An int stays one where a float would do: nothing that is equal changes.
+  return value if isinstance(value, (kind, int)) else kind(value)

@@ -114,7 +114,8 @@ def calibrate(
   points: list[Point] = []
   for _ in range(rounds):
     new = [_with(short, value) for value in _next(recipe, l0s, points)]
-    new = [each for each in new if each not in recipes]
+    # Out of reach, several L0s may ask for the same.
+    new = [each for each in dict.fromkeys(new) if each not in recipes]
     if not new:
       break
     recipes += new
@@ -141,7 +142,8 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
 def read(points: Sequence[Point], l0: float) -> Found:
   """The lambda for a wanted L0, from what runs gave; at least two of them.
 
-  The standard error of a run's log L0 is how much it changed between the last
+  No farther than ten times beyond the lambdas that were tried: what an L0 that
+  no run came near needs is not known. The standard error of a run's log L0 is how much it changed between the last
   two quarters of its steps, and how far it is from a line that only falls.
   """
   points = sorted(points)
@@ -151,7 +153,9 @@ def read(points: Sequence[Point], l0: float) -> Found:
   line, wanted = _falling(y), np.log(l0)
   errors = np.hypot(y - before, y - line)
   error = errors[np.abs(line - wanted).argsort()[:2]].max()
-  at = lambda value: float(np.exp(_inverse(x, line, value)))
+  farthest = np.log(_FARTHEST)
+  bounds = x[0] - farthest, x[-1] + farthest
+  at = lambda value: float(np.exp(np.clip(_inverse(x, line, value), *bounds)))
   return Found(
     l0=l0,
     sparsity_coefficient=at(wanted),
@@ -187,10 +191,8 @@ def _next(
   """The lambdas of the next round."""
   if not points:
     return [recipe.sparsity_coefficient * factor for factor in _FIRST_ROUND]
-  tried = [point.sparsity_coefficient for point in points]
-  bounds = min(tried) / _FARTHEST, max(tried) * _FARTHEST
   return [
-    float(np.clip(read(points, l0).sparsity_coefficient, *bounds))
+    read(points, l0).sparsity_coefficient
     for l0 in l0s
     if all(abs(point.l0 / l0 - 1) > _CLOSE_ENOUGH for point in points)
   ]

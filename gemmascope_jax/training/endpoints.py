@@ -67,7 +67,7 @@ def save(
     "steps": int(state.step),
     "rows": int(state.step) * recipe.batch_size,
     "dead_fraction": monitors.dead_fraction(recipe, state),
-    "dead_after_rows": monitors.DEAD_AFTER_ROWS,
+    "dead_after_rows": monitors.dead_window(recipe, state),
     "normalisation": units.scales,
     "stream": stream.fingerprint,
     **stream.provenance,

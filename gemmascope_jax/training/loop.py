@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import functools
 import pathlib
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ _REQUESTS_EVERY_S = 1.0
 
 
 class NonFiniteError(FloatingPointError):
-  """The loss became NaN or infinite; the batch was saved."""
+  """A member's loss became NaN or infinite; the batch was saved."""
 
 
 class _Given(NamedTuple):
@@ -85,6 +86,7 @@ class Loop:
     self._made: collections.Counter[Trainee] = collections.Counter()
     self._lines: dict[str, dict[str, Any]] = {}  # each member's last
     self._warned: set[tuple[str, str]] = set()
+    self._failed: dict[str, str] = {}  # by member, what was not finite
     self._saved_at = self._looked_at = time.monotonic()
     self._fvu_of = 1 / units.y_variance
 
@@ -92,8 +94,9 @@ class Loop:
     """Until every trainee has finished or was asked to rest.
 
     Raises:
-      NonFiniteError: the loss of a member is not finite.
-      PreemptedError: SIGTERM came; all is saved.
+      NonFiniteError: the loss of a member is not finite; the others have
+        finished.
+      PreemptedError: SIGTERM or Ctrl-C came; all is saved.
     """
     for trainee in trainees:
       if trainee.done:  # killed between its last step and its end
@@ -111,6 +114,13 @@ class Loop:
       while training := [trainee for trainee in trainees if trainee.trains]:
         self._stretch(training, bar, ends)
       self._settle(0)
+    if self._failed:
+      raise NonFiniteError(
+        f"{'; '.join(self._failed.values())}. The batches are saved as"
+        f" {self._not_finite('STEP')}; the checkpoints before are untouched,"
+        " and the other members went on. Look at the batch for NaN or huge"
+        " rows, lower the learning rate, or leave the member out"
+      )
 
   def _stretch(self, training: list[Trainee], bar: Any, ends: Any) -> None:
     """Consecutive steps, in each of which somebody takes part."""
@@ -144,29 +154,42 @@ class Loop:
   def _settle(self, in_flight: int) -> None:
     """Reads what steps gave, the oldest first, until so many are left.
 
-    Raises:
-      NonFiniteError: a loss is not finite.
+    A member whose loss or gradient is not finite rests: its state is lost, or
+    will be with the next step.
     """
     while len(self._pending) > in_flight:
       step, given = self._pending.popleft()
-      losses = jax.device_get([each.values["loss"] for each in given])
-      for each, loss in zip(given, losses, strict=True):
-        if not np.isfinite(loss):
-          self._give_up(step, each.trainee, float(loss))
+      # Of one that rests since, only a failed one's steps are not read yet.
+      given = [each for each in given if each.trainee.trains]
+      if not given:
+        continue
+      read = lambda each: (each.values["loss"], each.values["gradient_norm"])
+      numbers = jax.device_get([read(each) for each in given])
+      for each, (loss, gradient) in zip(given, numbers, strict=True):
+        if not (np.isfinite(loss) and np.isfinite(gradient)):
+          self._give_up(step, each.trainee, float(loss), float(gradient))
         self._made[each.trainee] += 1
       size = self._stream.batch_size
       self._clock.add(size, 4 * size * self._stream.width)
       self._write([each for each in given if each.seen is not None])
 
-  def _give_up(self, step: int, trainee: Trainee, loss: float) -> None:
-    path = self._folder / f"not_finite_step_{step}.npy"
-    if processes.is_first():
+  def _give_up(
+    self, step: int, trainee: Trainee, loss: float, gradient: float
+  ) -> None:
+    """Lets a member rest, and keeps the batch that did it."""
+    path = self._not_finite(step)
+    if processes.is_first() and not path.exists():
       artifacts.write_npy(path, self._stream.batch(step))
-    raise NonFiniteError(
-      f"{trainee.member.name}: the loss is {loss} at step {step}. The batch"
-      f" that did it is saved at {path}; the checkpoints before are untouched."
-      " Look at the batch for NaN or huge rows, or lower the learning rate"
-    )
+    name = trainee.member.name
+    what = f"the loss is {loss}"
+    if np.isfinite(loss):
+      what = f"the gradient's norm is {gradient}"
+    self._failed[name] = f"{name}: {what} at step {step}"
+    logging.warning("%s; it stops here", self._failed[name])
+    trainee.rest()
+
+  def _not_finite(self, step: int | str) -> pathlib.Path:
+    return self._folder / f"not_finite_step_{step}.npy"
 
   def _write(self, due: list[_Given]) -> None:
     """Writes the lines of a step."""
@@ -192,8 +215,10 @@ class Loop:
       for logger in self._loggers:
         logger.write(line)
       for warning in line.get("warnings", ()):
-        if (line["name"], warning[:20]) not in self._warned:
-          self._warned.add((line["name"], warning[:20]))
+        # Without what changes from line to line: "95% of the latents ...".
+        kind = (line["name"], warning.split("%")[-1])
+        if kind not in self._warned:
+          self._warned.add(kind)
           logging.warning(
             "%s, step %d: %s", line["name"], line["step"], warning
           )
@@ -210,7 +235,12 @@ class Loop:
     each = dense * cost() + (1 - dense) * cost(active)
     return self._made[trainee] * each
 
-  def _between(self, step: int, present: list[Trainee], ends: bool) -> None:
+  def _between(
+    self,
+    step: int,
+    present: list[Trainee],
+    ends: signal.Signals | None,
+  ) -> None:
     """What happens before the next step: checkpoints, ends, requests."""
     timed, stopping = self._requests(step, present)
     done = [trainee for trainee in present if trainee.done]
@@ -220,12 +250,13 @@ class Loop:
       return
     with self._clock.waiting(monitors.CHECKPOINT):
       self._settle(0)
-      for trainee in saving:
+      going = lambda trainees: [each for each in trainees if each.trains]
+      for trainee in going(saving):
         trainee.save(self._schedule.keep_best)
       self._saved_at = time.monotonic()
-      for trainee in done:
+      for trainee in going(done):
         self._end(trainee)
-    for trainee in stopping:
+    for trainee in going(stopping):
       logging.warning(
         "%s rests at step %d: delete %s and run the same command again to go"
         " on",
@@ -236,8 +267,9 @@ class Loop:
       trainee.rest()
     if ends:
       raise preemption.PreemptedError(
-        f"asked to end (SIGTERM): everything is saved, at step {step}; the same"
-        " command goes on from there"
+        f"asked to end ({ends.name}): everything is saved, at step {step}; the"
+        " same command goes on from there",
+        ends,
       )
 
   def _end(self, trainee: Trainee) -> None:

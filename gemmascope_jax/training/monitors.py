@@ -13,7 +13,8 @@ The keys of a line:
   sparsity_coefficient,       after warm-up
   learning_rate, gradient_norm
   l0_mean                     of all rows since the last line
-  dead_fraction               latents that have not fired for 200,000 rows
+  dead_fraction               latents that have not fired for 200,000 rows, or
+                              for half of the rows so far if that is less
   dead_fraction_recipe        ... for the recipe's dead_after_rows
   dense_fraction              latents that fire on more than 10% of the rows
                               since the last line
@@ -49,7 +50,8 @@ from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families import jumprelu
 from gemmascope_jax.sae.train_step import TrainState
 
-# A latent that has not fired for this many rows counts as dead in the logs.
+# A latent that has not fired for this many rows counts as dead in the logs of
+# runs that are twice as long.
 DEAD_AFTER_ROWS = 200_000
 _DENSE_RATE = 0.1
 _RATES = (-6.0, 0.0)  # log10 of the histogram's ends
@@ -90,8 +92,15 @@ def again(state: TrainState, since: Watch) -> tuple[TrainState, Watch]:
 
 
 def dead_fraction(recipe: Recipe, state: TrainState) -> float:
-  """Share of latents that have not fired lately, or never."""
-  return float(_dead_fraction(state, recipe.batch_size, DEAD_AFTER_ROWS))
+  """Share of latents silent for the last `dead_window` rows."""
+  return float(_dead_lately(state, recipe.batch_size))
+
+
+def dead_window(recipe: Recipe, state: TrainState) -> int:
+  """Rows for which a latent must have been silent to count as dead in logs."""
+  size = recipe.batch_size
+  limit = math.ceil(DEAD_AFTER_ROWS / size)
+  return min(limit, max(1, -(-int(state.step) // 2))) * size
 
 
 def line(
@@ -220,8 +229,8 @@ def _look(batch_size: int, dead_after_rows: int, state: TrainState, since):
   found = {
     "steps": state.step,
     "l0_mean": rate.sum(),
-    "dead_fraction": _dead_fraction(state, batch_size, DEAD_AFTER_ROWS),
-    "dead_fraction_recipe": _dead_fraction(state, batch_size, dead_after_rows),
+    "dead_fraction": _dead_lately(state, batch_size),
+    "dead_fraction_recipe": _dead_for(state, batch_size, dead_after_rows),
     "dense_fraction": (rate > _DENSE_RATE).mean(),
     "counts": jnp.zeros(_BINS, jnp.int32).at[bins].add(fired),
     "never": (~fired).sum(),
@@ -242,15 +251,33 @@ def _look(batch_size: int, dead_after_rows: int, state: TrainState, since):
   }
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _dead_fraction(state: TrainState, batch_size: int, rows: int) -> jax.Array:
+def _dead_lately(state: TrainState, batch_size: int) -> jax.Array:
+  """Share of latents silent for `DEAD_AFTER_ROWS`, or half of the rows so far.
+
+  Early in a run nearly all latents have fired once: to count only those that
+  never did would call none dead.
+  """
+  return _dead_fraction(
+    state, batch_size, DEAD_AFTER_ROWS, (state.step + 1) // 2
+  )
+
+
+def _dead_for(state: TrainState, batch_size: int, rows: int) -> jax.Array:
   """Share of latents silent for so many rows, or since the start."""
+  return _dead_fraction(state, batch_size, rows, state.step)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _dead_fraction(
+  state: TrainState, batch_size: int, rows: int, most: jax.Array
+) -> jax.Array:
+  """Share of latents silent for so many rows, at most so many steps."""
   # In steps, because rows pass 2^31.
   silent = jnp.where(
     state.last_fired < 0, state.step, state.step - 1 - state.last_fired
   )
   limit = min(math.ceil(rows / batch_size), 2**31 - 1)
-  return (silent >= jnp.minimum(limit, jnp.maximum(state.step, 1))).mean()
+  return (silent >= jnp.minimum(limit, jnp.maximum(most, 1))).mean()
 
 
 def _thresholds(state: TrainState) -> jax.Array | None:

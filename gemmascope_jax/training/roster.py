@@ -65,6 +65,12 @@ class Member:
     return self.run / _MEMBERS / self.slug / "stop"
 
   @property
+  def is_namesake(self) -> bool:
+    """Whether it is new, and a member with another recipe has its name."""
+    known = self.run / _MEMBERS / self.slug / _RECIPE
+    return self.name != self.recipe.name and not known.exists()
+
+  @property
   def is_whole(self) -> bool:
     """Whether it has finished and its files are what was written."""
     return all(map(gemma_scope.is_whole, (self.finished, self.initial)))

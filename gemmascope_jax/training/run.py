@@ -85,8 +85,10 @@ def train(
     ValueError: recipes that can't share a stream, two that are the same, a
       folder that holds another run, or a mesh that leaves a process out.
     ImportError: a logger's package is not installed.
-    NonFiniteError: the loss of a member is not finite.
-    PreemptedError: the process got SIGTERM; everything is saved.
+    NonFiniteError: the loss of a member is not finite; the others have
+      finished.
+    PreemptedError: the process got SIGTERM or Ctrl-C; everything is saved.
+    OutOfDiskError: there is no room for a checkpoint; those before are whole.
   """
   schedule = schedule or Schedule()
   folder = pathlib.Path(folder)
@@ -110,6 +112,13 @@ def _train(stream, recipes, folder, seed, schedule, mesh, loggers):
       artifacts.write_json(folder / RUN, described | {"model": stream.model})
     require_run(folder, stream, seed)
     members = roster.members(folder, recipes)
+    for member in members:
+      if member.is_namesake:
+        logging.warning(
+          "%s begins at step 0 as another SAE: %s",
+          member.name,
+          roster.nearest(member),
+        )
     roster.enrol(folder, members)
   processes.wait("enrolled")
   members = roster.members(folder, recipes)
@@ -185,6 +194,8 @@ def _description(stream, seed) -> dict:
     "seed": seed,
     "site": stream.site,
     "width": stream.width,
+    "batch_size": stream.batch_size,
+    "shuffle": stream.shuffle.to_dict(),
     "data": stream.provenance,
     "stream": stream.fingerprint,
   }
@@ -201,7 +212,9 @@ def require_run(folder: str | os.PathLike, stream, seed: int) -> None:
   found.pop("model", None)  # a label, for people
   differs = artifacts.differences(found, _description(stream, seed))
   if differs:
+    # The stream's hash says nothing where what it is made of differs.
+    named = [each for each in differs if not each.startswith("its stream is")]
     raise ValueError(
-      f"{folder} holds another run: {'; '.join(differs)}. Choose another"
-      " workdir, or delete that folder to train anew"
+      f"{folder} holds another run: {'; '.join(named or differs)}. Choose"
+      " another workdir, or go back to those settings"
     )

@@ -31,6 +31,8 @@ import numpy as np
 from gemmascope_jax.data.streams.joint import JointStream
 from gemmascope_jax.sae.config import Recipe
 
+_LEAST_VARIANCE = 1e-12  # of E||y||^2: below it is rounding
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units:
@@ -63,7 +65,7 @@ class Units:
     """Of a stream, see `data.streams`, for a recipe.
 
     Raises:
-      ValueError: see `check`.
+      ValueError: see `check`; or activations that are all zero or all the same.
     """
     streams, target_site, parts = (stream,), None, ()
     if isinstance(stream, JointStream):
@@ -76,12 +78,26 @@ class Units:
       scales = [1.0] * len(streams)
     elif recipe.normalise == "rms" and target_site is not None:
       scales = [scales[0]] * len(streams)
+    for each, scale in zip(streams, scales, strict=True):
+      if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(
+          f"the mean square norm of {each.site} is {each.mean_square_norm}:"
+          " expected activations that are finite and not all zero; look at the"
+          " store"
+        )
     means, squares = [], []
     for each, scale in zip(streams, scales, strict=True):
       means.append(each.mean / scale)
       squares.append(each.mean_square_norm / scale**2)
     targets = slice(0 if target_site is None else 1, None)
     y_mean = np.concatenate(means[targets])
+    y_variance = sum(squares[targets]) - float(np.square(y_mean).sum())
+    if not y_variance > _LEAST_VARIANCE * sum(squares[targets]):
+      raise ValueError(
+        f"the activations of {target_site or stream.site} are all the same"
+        f" (variance {y_variance:.3g} in training units): there is nothing to"
+        " learn; look at the store"
+      )
     by_column = np.repeat(scales, stream.widths) if parts else None
     return cls(
       site=stream.site,
@@ -91,7 +107,7 @@ class Units:
       target_scale=by_column if parts else scales[-1],
       x_mean=y_mean if target_site is None else means[0],
       y_mean=y_mean,
-      y_variance=sum(squares[targets]) - float(np.square(y_mean).sum()),
+      y_variance=y_variance,
     )
 
   @property

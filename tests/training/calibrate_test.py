@@ -33,12 +33,19 @@ def test_a_power_law_is_read_exactly():
     assert found.low == pytest.approx(found.high) and not found.extrapolated
 
 
-@pytest.mark.parametrize("wanted", [5.0, 1e4])
+@pytest.mark.parametrize("wanted", [100.0, 1e4])
 def test_beyond_the_points_it_is_said(wanted):
   found = calibrate.read(_points([1e-4, 1e-3]), wanted)
   assert found.extrapolated
   assert found.reached == pytest.approx((_curve(1e-3), _curve(1e-4)))
   assert found.sparsity_coefficient == pytest.approx((2 / wanted) ** 1.25)
+
+
+@pytest.mark.parametrize(("wanted", "bound"), [(1.0, 1e-2), (1e6, 1e-5)])
+def test_no_lambda_is_far_beyond_the_points(wanted, bound):
+  found = calibrate.read(_points([1e-4, 1e-3], change=1.1), wanted)
+  assert found.extrapolated
+  assert found[1:4] == pytest.approx((bound, bound, bound))
 
 
 def test_what_still_changes_is_uncertain():
@@ -81,7 +88,7 @@ def test_warm_ups_shrink_with_the_run():
 @pytest.mark.parametrize(
   ("change", "l0", "says"),
   [
-    ({"sparsity_loss": "l0_target"}, 5, "its L0 is set"),
+    ({"sparsity_loss": "l0_target", "target_l0": 5.0}, 5, "its L0 is set"),
     ({"sparsity_coefficient": 0.0}, 5, "give one near which"),
     ({}, 24, "between 0 and the width, 24"),
   ],

@@ -11,7 +11,7 @@ import pytest
 
 from gemmascope_jax import artifacts, metrics, parallel, sae, training
 from gemmascope_jax.releases import gemma_scope
-from gemmascope_jax.training import loop
+from gemmascope_jax.training import loop, preemption
 from tests import rows_stream
 from tests.training import run_test
 
@@ -52,6 +52,11 @@ def _train(folder, recipes, at=None, **options):
 
 def _digest(folder: pathlib.Path) -> str:
   return artifacts.sha256_file(folder / gemma_scope.ARRAYS)
+
+
+def _interrupt():
+  # Not os.kill, whose signal another thread may be given, and the main one late.
+  signal.raise_signal(signal.SIGINT)
 
 
 def _terminate():
@@ -109,6 +114,27 @@ def test_a_member_that_was_killed_goes_on_beside_a_new_one(tmp_path, alone):
   stream, found = _train(tmp_path, [A, B])
   assert stream.trained_on == list(range(30))
   assert [_digest(path) for path in found] == [alone(A), alone(B)]
+
+
+def test_the_first_ctrl_c_saves(tmp_path, alone):
+  handler = signal.getsignal(signal.SIGINT)
+  with pytest.raises(training.PreemptedError, match="SIGINT") as error:
+    _train(tmp_path, [A], at={12: _interrupt})
+  assert error.value.signal == signal.SIGINT
+  assert signal.getsignal(signal.SIGINT) is handler
+  stream, (path,) = _train(tmp_path, [A])
+  assert stream.trained_on[0] >= 10 and _digest(path) == alone(A)
+
+
+def test_the_second_ctrl_c_stops_at_once():
+  handler = signal.getsignal(signal.SIGINT)
+  with preemption.notice() as asked:
+    assert asked(0) is None
+    _interrupt()
+    assert asked(1) == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+      _interrupt()
+  assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_sigterm_saves_and_the_log_is_that_of_a_run_left_alone(tmp_path):
@@ -244,6 +270,25 @@ def test_the_member_that_is_not_finite_is_named(tmp_path):
   assert np.load(batch).shape == (16, 8)
 
 
+def test_the_others_finish_as_if_alone(tmp_path, alone):
+  wild = dataclasses.replace(B, learning_rate=1e38)
+  with pytest.raises(training.NonFiniteError, match="other members went on"):
+    _train(tmp_path, [wild, A])
+  ruined, good = training.members(tmp_path, [wild, A])
+  assert _digest(good.finished) == alone(A) and not ruined.is_whole
+  stream, (path,) = _train(tmp_path, [A])
+  assert path == good.finished and not stream.trained_on
+
+
+def test_another_recipe_of_the_same_name_begins_with_a_warning(
+  tmp_path, caplog
+):
+  _train(tmp_path, [A])
+  assert "another SAE" not in caplog.text
+  _train(tmp_path, [dataclasses.replace(A, steps=A.steps + 1)])
+  assert f"its steps is {A.steps}, not {A.steps + 1}" in caplog.text
+
+
 def test_what_a_newer_version_wrote_is_not_taken_for_another(tmp_path):
   (member,) = training.members(tmp_path, [A])
   recipe = dataclasses.asdict(A) | {"from_the_future": 1}
@@ -270,7 +315,10 @@ def test_a_mesh_trains_all_kinds_of_members(tmp_path):
       {"frozen": ("w_dec",), "seed": 3},
       "jumprelu M=24 lambda=0.001 random decoder seed=3",
     ),
-    ({"sparsity_loss": "l0_target"}, "jumprelu M=24 L0=50"),
+    (
+      {"sparsity_loss": "l0_target", "target_l0": 5.0},
+      "jumprelu M=24 L0=5",
+    ),
     ({"family": "topk", "k": 7}, "topk M=24 k=7"),
   ],
 )

@@ -193,6 +193,16 @@ def test_dead_latents_are_counted_beyond_two_to_the_31_rows(state):
   assert monitors.dead_fraction(RECIPE, state) == 0.0
 
 
+def test_early_on_dead_is_silent_for_half_of_the_rows(state):
+  last = jnp.where(jnp.arange(40) < 10, 3, 15)
+  state = state.replace(step=jnp.int32(20), last_fired=last.astype(jnp.int32))
+  assert monitors.dead_fraction(RECIPE, state) == 0.25
+  assert monitors.dead_window(RECIPE, state) == 10 * RECIPE.batch_size
+  assert _line(state)["dead_fraction"] == 0.25
+  late = state.replace(step=jnp.int32(1_000))
+  assert monitors.dead_window(RECIPE, late) == 49 * 4096  # 200,000 and more
+
+
 def test_the_limit_is_what_took_longest():
   clock = throughput.Meter()
   batches = feed.Feed(rows_stream.RowsStream(16))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gemmascope_jax import metrics, parallel, sae, training
+from gemmascope_jax.data.streams.order import Shuffle
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
@@ -126,6 +127,15 @@ def test_another_run_is_refused(whole):
   stream = rows_stream.RowsStream(RECIPE.batch_size)
   with pytest.raises(ValueError, match="another run: its seed is 1, not 2"):
     training.train(stream, SWEEP, folder, seed=2, schedule=QUIET)
+
+
+def test_what_differs_is_named_and_not_only_its_hash(whole):
+  folder, _ = whole
+  stream = rows_stream.RowsStream(RECIPE.batch_size)
+  stream.shuffle, stream.fingerprint = Shuffle(bucket_rows=100), "another"
+  says = "its shuffle.bucket_rows is 1048576, not 100. Choose"
+  with pytest.raises(ValueError, match=says):
+    training.train(stream, SWEEP, folder, seed=1, schedule=QUIET)
 
 
 def test_not_finite_stops_with_the_batch_saved(tmp_path):

@@ -72,6 +72,25 @@ def test_moments_are_those_of_the_rows_in_training_units(kind, normalised):
     assert set(units.scales.values()) == {1.0}
 
 
+@pytest.mark.parametrize(
+  ("normalise", "change", "says"),
+  [
+    ("rms", {"mean_square_norm": 0.0}, "mean square norm of res.0 is 0.0"),
+    ("rms", {"mean_square_norm": np.inf}, "finite and not all zero"),
+    ("none", {}, "all the same"),
+    ("rms", {}, "all the same"),
+  ],
+)
+def test_rows_that_teach_nothing_are_refused(normalise, change, says):
+  stream = RowsStream(64)
+  stream.mean = np.full(8, 0.7)
+  stream.mean_square_norm = change.get(
+    "mean_square_norm", float(np.square(stream.mean).sum())
+  )
+  with pytest.raises(ValueError, match=says):
+    Units.of(stream, Recipe(normalise=normalise))
+
+
 def test_names_and_scales():
   first, second = _parts()
   units = Units.of(JointStream([first, second]), Recipe())
