@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.bucket_rows = 1 << 20  # shuffled together
   config.train.block_rows = 256  # 1: a perfect shuffle, in single-row reads
   config.train.log_every = 100  # steps
-  # Checkpoints: so often, by whichever comes first, and when SIGTERM comes.
+  # Checkpoints: so often, by whichever comes first, and when asked to end.
   config.train.checkpoint_every = 5_000  # steps
   config.train.checkpoint_minutes = 10.0  # 0: not by time
   config.train.keep_checkpoints = 2  # the latest
