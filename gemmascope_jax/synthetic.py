@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg
 
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.data.streams.order import Shuffle
 from gemmascope_jax.sae.sae import SAE, Params
 
 _SMALLEST, _LARGEST = 0.5, 1.5
@@ -83,6 +84,7 @@ class Stream:
   """Batches without end, as training reads them (see `data.streams`)."""
 
   site, model = "synthetic", "synthetic"
+  shuffle = Shuffle()  # of no effect: no row comes twice
   policy = TokenPolicy(excluded_ids=(), pad_id=0)
   waits_for = "arithmetic"
 

@@ -64,6 +64,8 @@ def finished_members(config: Config) -> list[training.Member]:
   for member in found:
     if not member.is_whole:
       near = training.nearest(member)
+      if member.stop.exists():
+        near = f"it rests: delete {member.stop} for it to go on"
       raise FileNotFoundError(
         f"no whole SAE {member.slug} in {config.workdir}: run `python -m"
         " experiments.train` with the same --config first"

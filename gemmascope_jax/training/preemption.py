@@ -56,6 +56,8 @@ def notice() -> Iterator[Callable[[int], signal.Signals | None]]:
     signal.SIGTERM: lambda number, _: asked.append(signal.Signals(number)),
     signal.SIGINT: interrupted,
   }
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    del handlers[signal.SIGINT]  # as of a shell's background job: stays so
   before = {n: signal.signal(n, handle) for n, handle in handlers.items()}
   try:
     yield lambda step: asked[0] if asked else None

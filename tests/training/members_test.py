@@ -116,25 +116,38 @@ def test_a_member_that_was_killed_goes_on_beside_a_new_one(tmp_path, alone):
   assert [_digest(path) for path in found] == [alone(A), alone(B)]
 
 
-def test_the_first_ctrl_c_saves(tmp_path, alone):
-  handler = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def ctrl_c():
+  """Python's own handler of SIGINT, which background jobs do not have."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield signal.default_int_handler
+  signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_ctrl_c_saves(tmp_path, alone, ctrl_c):
   with pytest.raises(training.PreemptedError, match="SIGINT") as error:
     _train(tmp_path, [A], at={12: _interrupt})
   assert error.value.signal == signal.SIGINT
-  assert signal.getsignal(signal.SIGINT) is handler
+  assert signal.getsignal(signal.SIGINT) is ctrl_c
   stream, (path,) = _train(tmp_path, [A])
   assert stream.trained_on[0] >= 10 and _digest(path) == alone(A)
 
 
-def test_the_second_ctrl_c_stops_at_once():
-  handler = signal.getsignal(signal.SIGINT)
+def test_the_second_ctrl_c_stops_at_once(ctrl_c):
   with preemption.notice() as asked:
     assert asked(0) is None
     _interrupt()
     assert asked(1) == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
       _interrupt()
-  assert signal.getsignal(signal.SIGINT) is handler
+  assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+
+def test_an_ignored_ctrl_c_stays_ignored(ctrl_c):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with preemption.notice() as asked:
+    _interrupt()
+    assert asked(0) is None
 
 
 def test_sigterm_saves_and_the_log_is_that_of_a_run_left_alone(tmp_path):

@@ -51,9 +51,11 @@ def open_buffer():
     ready.close()
 
 
-def run(ready, name, start, stop, seconds=0.0):
+def run(ready, name, start, stop, seconds=0.0, gate=None):
   """A trainer that takes batches start..stop-1, so long a batch."""
   trainer, taken = ready.attach(name, start), []
+  if gate:
+    gate.wait(10)
   while trainer.step < stop:
     batch = ready.take(trainer, 10.0)
     assert batch is not None, "waited for ten seconds"
@@ -112,8 +114,10 @@ def test_two_who_ask_for_one_step_cause_one_reading(open_buffer):
 def test_the_fast_wait_for_the_slow(open_buffer):
   source = Counted()
   ready = open_buffer(source, 4, 30.0)
+  both = threading.Barrier(2)
   taken = together(
-    (run, ready, "fast", 0, 40), (run, ready, "slow", 0, 40, 0.01)
+    (run, ready, "fast", 0, 40, 0.0, both),
+    (run, ready, "slow", 0, 40, 0.01, both),
   )
   assert taken == [list(range(40))] * 2
   assert len(source.read_steps) == len(set(source.read_steps))
