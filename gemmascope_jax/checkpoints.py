@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging as absl_logging
 
 from gemmascope_jax import artifacts
 
 # How the libraries below say that a disk is full.
-_FULL = ("RESOURCE_EXHAUSTED", "No space left", "ENOSPC", "Disk quota")
+_FULL = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota")
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
@@ -151,6 +153,8 @@ class Run:
       )
       preserved.append(best)
     self._folder = pathlib.Path(folder).resolve()
+    self._saving = None  # Orbax's answer to the last save
+    absl_logging.get_absl_logger().addFilter(_is_news)
     # Several runs may be saved at once by several processes, which must not
     # take the wait for each other of one for that of another.
     context = ocp.Context()
@@ -194,9 +198,24 @@ class Run:
     metrics = None if value is None else {"value": value}
     with self._explained():
       # Not forced, Orbax leaves out a save while another one is being written.
-      self._checkpointer.save_checkpointables_async(
+      self._saving = self._checkpointer.save_checkpointables_async(
         step, {"state": _with_sums(state)}, force=True, metrics=metrics
       )
+
+  def check(self) -> None:
+    """Raises what went wrong with a save that is over; waits for none.
+
+    Raises:
+      OutOfDiskError: see `save`.
+    """
+    if self._saving is None:
+      return
+    with self._explained():
+      try:
+        self._saving.result(timeout=0)
+      except TimeoutError:  # still being written
+        return
+    self._saving = None
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads `step` into the structure, dtypes and shardings of `like`.
@@ -249,6 +268,11 @@ class Run:
         " before it are untouched; free space on that disk, and run the same"
         " command again",
       ) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Not Orbax's tracebacks of its threads' errors, which are raised as well."""
+  return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _with_sums(state: Any) -> dict[str, Any]:

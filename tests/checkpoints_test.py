@@ -1,5 +1,9 @@
 """Raw reading of Orbax checkpoints."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +178,34 @@ def test_a_full_disk_is_said_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(run._checkpointer, "save_checkpointables_async", full)
     with pytest.raises(artifacts.OutOfDiskError, match="free space"):
       run.save(3, _state())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs resource limits")
+def test_a_save_that_found_no_room_is_noticed_before_the_next(tmp_path):
+  """A limit on the size of files, which TensorStore meets as a full disk."""
+  script = f"""
+import resource, signal, sys, time
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import jax.numpy as jnp, numpy as np
+from gemmascope_jax import artifacts, checkpoints
+x = jnp.asarray(np.random.default_rng(0).random(300_000), jnp.float32)
+try:
+  with checkpoints.Run({str(tmp_path / "run")!r}, keep=2) as run:
+    run.check()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    run.save(3, {{"x": x}})
+    for _ in range(200):
+      run.check()
+      time.sleep(0.1)
+except artifacts.OutOfDiskError as error:
+  print("noticed:", error)
+"""
+  found = subprocess.run(
+    [sys.executable, "-c", script],
+    capture_output=True,
+    text=True,
+    timeout=100,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  assert "noticed: [Errno 28] out of disk" in found.stdout, found.stderr[-3000:]
+  assert found.stderr.count("Traceback") == 0, found.stderr[-3000:]

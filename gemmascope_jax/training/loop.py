@@ -195,6 +195,8 @@ class Loop:
     """Writes the lines of a step."""
     if not due:
       return
+    for each in due:
+      each.trainee.saved.check()
     fetched = jax.device_get([(each.values, each.seen) for each in due])
     for each, (values, seen) in zip(due, fetched, strict=True):
       member = each.trainee.member
