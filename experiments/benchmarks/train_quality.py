@@ -252,7 +252,7 @@ def _row(point: Point) -> str:
 def _draw(best: dict[str, list[Point]]) -> None:
   import matplotlib.pyplot as plt
 
-  figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+  figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
   for name, points in best.items():
     axis.plot(
       [point.l0 for point in points],
@@ -263,7 +263,9 @@ def _draw(best: dict[str, list[Point]]) -> None:
       label=f"{name}, rate {points[0].rate:g}",
     )
   axis.set(xscale="log", xlabel="L0", ylabel="FVU on held-out rows")
-  axis.legend(frameon=False, fontsize=8)
+  axis.legend(
+    frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+  )
   axis.spines[["top", "right"]].set_visible(False)
   axis.set_title(
     f"{_WIDTH} latents, {real_rows.STEPS * real_rows.BATCH:,} tokens, each at its best rate",
