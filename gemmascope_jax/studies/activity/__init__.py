@@ -12,5 +12,4 @@ from gemmascope_jax.studies.activity.collect import (
 )
 from gemmascope_jax.studies.activity.entries import Entries, active
 from gemmascope_jax.studies.activity.firing import Firing, Frequencies
-from gemmascope_jax.studies.activity.jackknife import jackknife
 from gemmascope_jax.studies.activity.sample import Block, Sample

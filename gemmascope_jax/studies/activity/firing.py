@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gemmascope_jax.studies.activity import resampling
 from gemmascope_jax.studies.activity.entries import Entries
-from gemmascope_jax.studies.activity.jackknife import jackknife
 from gemmascope_jax.studies.activity.sample import Block, Sample
 from gemmascope_jax.studies.estimate import Estimate, ratio
 
@@ -69,17 +69,15 @@ class Frequencies:
     """Active latents a token."""
     return ratio(self.window_active, self.window_rows)
 
-  def without(self, group: int) -> np.ndarray:
-    """float64 [M]: `frequency` on the windows of all other groups."""
-    counts = self.counts - self.by_group[group]
-    return counts / max(self.rows - self.group_rows[group], 1)
+  def weighted(self, weights: np.ndarray) -> np.ndarray:
+    """float64 [M]: `frequency` with a weight for each group, float64 [G]."""
+    return weights @ self.by_group / max(weights @ self.group_rows, 1)
 
   def estimate(self, statistic: Callable[[np.ndarray], float]) -> Estimate:
     """A statistic of the frequencies [M], with its standard error."""
-    groups = len(self.group_rows)
-    return jackknife(
-      statistic(self.frequency),
-      [statistic(self.without(g)) for g in range(groups)],
+    return resampling.estimate(
+      lambda weights: statistic(self.weighted(weights)),
+      len(self.group_rows),
       self.windows,
     )
 

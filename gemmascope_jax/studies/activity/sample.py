@@ -2,8 +2,8 @@
 
 Windows (the sequences, the unit of every standard error) are put into up to 16
 groups of neighbours; a block never holds rows of two groups, so that sums can
-be kept by group and a statistic's standard error found by leaving one group
-out, see `jackknife`. Neighbours, because they may share a document.
+be kept by group and any statistic's standard error found by drawing groups,
+see `resampling`. Neighbours, because they may share a document.
 
 Letters: B rows of a block, D width of the site, W windows.
 """

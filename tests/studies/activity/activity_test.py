@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gemmascope_jax.studies import activity
-from gemmascope_jax.studies.activity import sample
+from gemmascope_jax.studies.activity import resampling, sample
 from gemmascope_jax.studies.activity.entries import on_device
 from gemmascope_jax.studies.activity.examples import Random
 from gemmascope_jax.studies.estimate import ratio
@@ -251,11 +251,11 @@ def test_an_exact_share_is_exact():
   assert often.stderr[0] == pytest.approx(share.std(ddof=1) / 2)
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error():
+def test_drawing_groups_gives_the_error_of_a_mean():
   values = np.random.default_rng(0).normal(size=16)
-  found = activity.jackknife(
-    values.mean(), [np.delete(values, g).mean() for g in range(16)], 32
-  )
-  assert found.stderr == pytest.approx(values.std(ddof=1) / 4)
-  assert (found.mean, found.n) == (values.mean(), 32)
-  assert activity.jackknife(3.0, [3.0], 1).stderr is None
+  mean = lambda weights: weights @ values / weights.sum()
+  found = resampling.estimate(mean, 16, 32)
+  assert found.stderr == pytest.approx(values.std(ddof=1) / 4, rel=0.2)
+  assert (found.mean, found.n) == (pytest.approx(values.mean()), 32)
+  assert resampling.estimate(lambda w: 3.0, 1, 1).stderr is None
+  assert resampling.estimate(lambda w: w[0] and np.nan, 4, 4).stderr is None
