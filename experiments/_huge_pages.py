@@ -2,7 +2,7 @@
 
 A step's arrays are hundreds of megabytes that XLA takes from malloc and gives
 back, so that the system hands out, and zeroes, the same pages anew each time:
-60,000 of 4 KiB a step of 2,048 rows and 16,384 latents, a quarter of its time.
+60,000 of 4 KiB a step of 2,048 rows and 16,384 latents, a fifth of its time or more.
 In pages of 2 MiB it is 700. glibc asks for them if it is told so before the
 program starts, so the program starts once more; see docs/benchmarks.md.
 """
