@@ -156,12 +156,12 @@ def windows(
   """
   rows, flags = [], []
   for document in documents:
-    if len(rows) == count:
-      break
     ids, said = encode(chat, tokenizer, parse(document))
     if any(said[:tokens]):
       rows.append(ids[:tokens])
       flags.append(said[:tokens])
+    if len(rows) >= count:
+      break
   if not rows:
     raise ValueError(
       f"no conversation in which the model says something within {tokens}"
