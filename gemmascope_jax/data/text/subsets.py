@@ -37,18 +37,13 @@ class Subset:
     name: the paper's.
     sources: names that `texts.read` knows; empty if there is no text.
     stand_in: None if the text is the subset's own; else what it is instead.
-    missing: sources that can't be read, each with the reason and what to do.
+    note: which sources can't be read, why and what to do; "" if all can.
   """
 
   name: str
   sources: tuple[str, ...]
   stand_in: str | None = None
-  missing: tuple[tuple[str, str], ...] = ()
-
-  @property
-  def note(self) -> str:
-    """Why sources are missing, in a line; "" if none is."""
-    return "; ".join(reason for _, reason in self.missing)
+  note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +201,14 @@ def stand_ins(
 
 def _stand_in(name: str, folder) -> Subset:
   sources, what = _STAND_INS[name]
-  there, missing = [], [] if sources else [(name, what)]
+  there: list[str] = []
+  missing = {} if sources else {name: what}
   for source in sources:
     try:
       packaged_texts.find(source, folder)
     except (FileNotFoundError, ModuleNotFoundError) as error:
-      missing.append((source, str(error)))
+      # Of several sources in one package the first gives the reason.
+      missing.setdefault(packaged_texts.SOURCES[source].wheel, str(error))
     else:
       there.append(source)
-  return Subset(name, tuple(there), what, tuple(missing))
+  return Subset(name, tuple(there), what, "; ".join(missing.values()))

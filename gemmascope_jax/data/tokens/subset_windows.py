@@ -20,8 +20,10 @@ from gemmascope_jax.data.text.subsets import Corpus, Subset
 from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.data.tokens.packing import Windows
 
-# Of one document, so that no single paper or file fills a subset.
-DOCUMENT_CHARACTERS = 20_000
+# A document gives a piece of about one window, at so many characters a token:
+# windows of one document would not be independent, and no single paper or file
+# is to fill a subset.
+_CHARACTERS_A_TOKEN = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ def make(
   window: int,
   trained_on: Collection[str] = (),
   exclude_keys: np.ndarray | None = None,
-  document_characters: int | None = DOCUMENT_CHARACTERS,
+  document_characters: int | None = None,
   max_documents: int | None = None,
   progress: bool = True,
 ) -> SubsetWindows:
@@ -92,8 +94,8 @@ def make(
     exclude_keys: uint64, `Document.key` of documents that are not taken: those
       of the store of training activations (`store.keys`), which the split
       alone does not find where the same text comes from another source.
-    document_characters: a document gives at most so many, its first ones; None:
-      all.
+    document_characters: a document that is longer gives one piece of so many,
+      which one being decided by its key; None: of about one window.
     max_documents: stop after so many were looked at, of an endless corpus.
     progress: show a progress bar.
 
@@ -105,6 +107,8 @@ def make(
   """
   packing.check(window, None, sequences, None)
   not_taken, seen = _sorted_keys(exclude_keys), Seen()
+  if document_characters is None:
+    document_characters = _CHARACTERS_A_TOKEN * window
   names = [name for name, subset in corpus.subsets.items() if subset.sources]
   wanted = set(names)
   taken: dict[str, list[Document]] = {name: [] for name in names}
@@ -128,10 +132,11 @@ def make(
     elif not seen.add(document.key):
       repeated[name] += 1
     else:
-      (first, *_) = documents.cut(document, document_characters)
-      count = len(tokenizer.encode(first.text))
+      pieces = documents.cut(document, document_characters)
+      piece = pieces[document.key % len(pieces)]
+      count = len(tokenizer.encode(piece.text))
       count += between if taken[name] and count else 0
-      taken[name].append(first)
+      taken[name].append(piece)
       bar.update(min(count, enough - tokens[name]))
       tokens[name] += count
       if tokens[name] >= enough:

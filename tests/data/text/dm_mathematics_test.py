@@ -36,10 +36,13 @@ def test_answers_are_right(package):
       if match:
         found["remainder"] += 1
         assert int(answer) == int(match[1]) % int(match[2])
-      match = re.fullmatch(r"Solve (-?\d+)\*(\w) = (-?\d+) for \2\.", question)
+      match = re.fullmatch(r"Solve ([^,]+) = ([^,]+) for (\w)\.", question)
       if match:
         found["linear"] += 1
-        assert int(match[1]) * int(answer) == int(match[3])
+        left, right = (
+          eval(side, {match[3]: int(answer)}) for side in match.group(1, 2)
+        )
+        assert left == right
   assert all(found.values())
 
 

@@ -90,9 +90,19 @@ def test_sources_that_were_trained_on_give_held_out_documents_only(corpus):
   assert {documents.split_of(text, 0.5) for text in whole} == {"held_out"}
 
 
-def test_a_long_document_gives_its_first_piece_only(corpus):
-  made = _make(corpus, sequences=3, document_characters=6)
-  assert set(_texts(made.windows["github"])[:-1]) == {"Github"}
+def test_a_long_document_gives_one_piece_from_anywhere_in_it(tmp_path):
+  path = tmp_path / "pile.jsonl"
+  pieces = lambda i: [f"{i:02d}{letter * 38}" for letter in "abc"]
+  rows = [
+    {"text": "\n\n".join(pieces(i)), "meta": {"pile_set_name": "Github"}}
+    for i in range(30)
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  corpus = subsets.pile(f"file:{path}", ("github",))
+  made = _make(corpus, sequences=30, document_characters=40)
+  found = _texts(made.windows["github"])[:-1]
+  assert all(text in pieces(i) for i, text in enumerate(found))
+  assert {text[-1] for text in found} == set("abc") and len(found) > 20
 
 
 def test_a_text_is_taken_once(tmp_path):
