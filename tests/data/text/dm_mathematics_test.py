@@ -1,3 +1,4 @@
+import fractions
 import os
 import pathlib
 import random
@@ -39,10 +40,9 @@ def test_answers_are_right(package):
       match = re.fullmatch(r"Solve ([^,]+) = ([^,]+) for (\w)\.", question)
       if match:
         found["linear"] += 1
-        left, right = (
-          eval(side, {match[3]: int(answer)}) for side in match.group(1, 2)
-        )
-        assert left == right
+        for root in map(fractions.Fraction, answer.split(", ")):
+          values = [eval(side, {match[3]: root}) for side in match.group(1, 2)]
+          assert values[0] == values[1]
   assert all(found.values())
 
 
