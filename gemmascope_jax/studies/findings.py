@@ -1,0 +1,31 @@
+"""What the paper found, and whether a result shows it too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+AGREES, DISAGREES, UNCLEAR = "agrees", "disagrees", "too little data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One of the paper's findings against one result.
+
+  Attributes:
+    figure: where the paper shows it.
+    claim: the finding.
+    seen: what this result shows, with numbers and standard errors.
+    verdict: "agrees", "disagrees" or "too little data".
+  """
+
+  figure: str
+  claim: str
+  seen: str
+  verdict: str
+
+  def __post_init__(self):
+    if self.verdict not in (AGREES, DISAGREES, UNCLEAR):
+      raise ValueError(
+        f"verdict {self.verdict!r}: expected {AGREES!r}, {DISAGREES!r} or"
+        f" {UNCLEAR!r}"
+      )
