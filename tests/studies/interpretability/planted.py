@@ -39,7 +39,7 @@ def sample(latent, kind, seed=0):
       made[:4, 3] = WORD
       strength = 3.0
     else:
-      fires = random.random(made.shape) < 0.15
+      fires = random.random(made.shape) < 0.04
       strength = random.gamma(2.0, 1.0, made.shape)
     keep = np.ones(made.shape, bool)
     keep[:, 0] = False
