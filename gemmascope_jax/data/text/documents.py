@@ -27,6 +27,10 @@ HELD_OUT = 0.05  # share of documents kept for evaluation
 BLOCK_CHARACTERS = 64 << 20
 
 
+class NoTextError(ValueError):
+  """The sources hold no document of the split."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Document:
   """One text.
@@ -229,7 +233,7 @@ def _take_turns(names, streams, weights, split) -> Iterator[Document]:
     given[turn] += len(document.text)
     yield document
   if not any(given):
-    raise ValueError(
+    raise NoTextError(
       f"no text: {', '.join(names)} hold no document of the split {split!r}"
       " (documents are split by a hash of their content); add text or sources"
     )

