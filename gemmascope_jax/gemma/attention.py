@@ -33,6 +33,7 @@ class Attention(nn.Module):
   local: bool
   dtype: jnp.dtype
   precision: Precision
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -75,6 +76,7 @@ class Attention(nn.Module):
       window=config.window if self.local else None,
       softcap=config.attn_softcap,
       precision=self.precision,
+      across_positions=self.across_positions,
     )
     z = between(z.reshape(*x.shape[:-1], -1))
     weight = self.param(
@@ -98,6 +100,7 @@ def attend(
   softcap: float | None,
   precision: Precision,
   block: int | None = None,
+  across_positions: bool = True,
 ) -> Array:
   """Causal attention, soft-capped before the mask, softmax in float32.
 
@@ -111,6 +114,8 @@ def attend(
     precision: of the matrix products.
     block: queries that are taken together; does not change the result. None:
       chosen from T.
+    across_positions: False: the same values, but no gradient from a query's
+      output to the keys and values of other positions.
 
   Returns:
     [S, T, N, H] in the dtype of v. Finite even where no key is seen.
@@ -145,15 +150,29 @@ def attend(
         visible,
         softcap,
         precision,
+        None if across_positions else start - first,
       )
     )
   out = jnp.concatenate(outputs, axis=2)  # [S, K, T, G, H]
   return out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
 
 
-def _attend_block(q, k, v, visible, softcap, precision) -> Array:
-  """[S,K,Q,G,H], [S,K,R,H] twice, bool [S,1,Q,1,R] -> [S,K,Q,G,H]."""
+def _attend_block(q, k, v, visible, softcap, precision, own=None) -> Array:
+  """[S,K,Q,G,H], [S,K,R,H] twice, bool [S,1,Q,1,R] -> [S,K,Q,G,H].
+
+  With `own`, the place of the first query's own key, gradients reach the key
+  and value of the query's own position only.
+  """
   sequences, kv_heads, queries, group, width = q.shape
+  if own is not None:
+    # Zeros, whose gradient is that of each query's own key and value.
+    mine = lambda x: x[:, :, own : own + queries, None]
+    own_k = mine(k - jax.lax.stop_gradient(k))  # [S, K, Q, 1, H]
+    own_v = mine(v - jax.lax.stop_gradient(v))
+    k, v = jax.lax.stop_gradient(k), jax.lax.stop_gradient(v)
+    diagonal = (
+      jnp.arange(k.shape[2])[None, :] == own + jnp.arange(queries)[:, None]
+    )[None, None, :, None, :]
   batched = ((0, 1), (0, 1))
   scores = jax.lax.dot_general(
     q.reshape(sequences, kv_heads, queries * group, width),
@@ -161,10 +180,12 @@ def _attend_block(q, k, v, visible, softcap, precision) -> Array:
     (((3,), (3,)), batched),
     precision=precision,
     preferred_element_type=jnp.float32,
-  )
+  ).reshape(sequences, kv_heads, queries, group, -1)
+  if own is not None:
+    mine = (jax.lax.stop_gradient(q) * own_k).sum(axis=-1, keepdims=True)
+    scores += diagonal * mine.astype(jnp.float32)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
-  scores = scores.reshape(sequences, kv_heads, queries, group, -1)
   scores = jnp.where(visible, scores, _HIDDEN)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
@@ -175,5 +196,7 @@ def _attend_block(q, k, v, visible, softcap, precision) -> Array:
     (((3,), (2,)), batched),
     precision=precision,
     preferred_element_type=jnp.float32,
-  )
-  return (out.reshape(q.shape) / total).astype(v.dtype)
+  ).reshape(q.shape)
+  if own is not None:
+    out += (weights * diagonal).sum(axis=-1, keepdims=True) * own_v
+  return (out / total).astype(v.dtype)

@@ -62,24 +62,11 @@ def token_losses(
   Raises:
     ValueError: targets and residual do not fit, or chunk is not positive.
   """
-  if residual.shape != (*targets.shape, config.width):
-    raise ValueError(
-      f"residual of shape {residual.shape} for targets of shape"
-      f" {targets.shape}: expected {(*targets.shape, config.width)}"
-    )
-  if chunk < 1:
-    raise ValueError(f"chunk = {chunk}: expected at least one word")
+  _check_targets(config, residual, targets, chunk)
   table = params["embedder"]["embedding"]
   hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
   hidden = hidden.reshape(-1, config.width)
-  right = jnp.einsum(
-    "xd,xd->x",
-    hidden.astype(jnp.float32),
-    jnp.take(table, targets.reshape(-1), axis=0, mode="fill").astype(
-      jnp.float32
-    ),
-    precision=precision,
-  )
+  right = _right_logits(table, hidden, targets, precision)
   right = _cap(right, config.final_softcap)
   total = _log_sum_exp(table, hidden, config.final_softcap, chunk, precision)
   return (total - right).reshape(targets.shape)
@@ -241,5 +228,84 @@ def next_token_losses(
     out.residual[:, :-1],
     tokens[:, 1:],
     chunk=chunk,
+    precision=precision,
+  )
+
+
+def centred_logits(
+  config: GemmaConfig,
+  params: Mapping[str, Any],
+  residual: Array,
+  targets: Array,
+  *,
+  softcap: bool = True,
+  chunk: int = CHUNK,
+  precision: Precision = PRECISION,
+) -> Array:
+  """Logit of each target less the mean logit over the vocabulary.
+
+  Final norm, tied unembedding and final soft-cap as in `forward`; computed in
+  float32. Differentiable in the residual stream and the parameters; backwards
+  the logits are made again, a chunk at a time.
+
+  Args:
+    config: the architecture.
+    params: needs `embedder` and `final_norm`.
+    residual: [S, T, D], after the last layer, before the final norm.
+    targets: int [S, T], the token that comes next at each position.
+    softcap: False: logits before the final soft-cap; then the mean logit is
+      that of the mean embedding, and no chunk is needed.
+    chunk: as in `token_losses`.
+    precision: of the matrix products.
+
+  Returns:
+    float32 [S, T].
+
+  Raises:
+    ValueError: targets and residual do not fit, or chunk is not positive.
+  """
+  _check_targets(config, residual, targets, chunk)
+  table = params["embedder"]["embedding"]
+  hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
+  hidden = hidden.reshape(-1, config.width)
+  cap = config.final_softcap if softcap else None
+  right = _cap(_right_logits(table, hidden, targets, precision), cap)
+  if cap is None:
+    centre = table.astype(jnp.float32).mean(axis=0)
+    mean = jnp.einsum(
+      "xd,d->x", hidden.astype(jnp.float32), centre, precision=precision
+    )
+  else:
+    columns = hidden.T
+
+    @jax.checkpoint
+    def add(total, rows):
+      """One more chunk into each part's sum of logits, [P, X]."""
+      logits = _cap(_logits(rows, columns, precision), cap)
+      return total + logits.sum(axis=1), ()
+
+    shape = (_parts(table.shape[0]), hidden.shape[0])
+    total, _ = _over_chunks(add, jnp.zeros(shape, jnp.float32), table, chunk)
+    mean = total.sum(axis=0) / table.shape[0]
+  return (right - mean).reshape(targets.shape)
+
+
+def _check_targets(config, residual, targets, chunk) -> None:
+  if residual.shape != (*targets.shape, config.width):
+    raise ValueError(
+      f"residual of shape {residual.shape} for targets of shape"
+      f" {targets.shape}: expected {(*targets.shape, config.width)}"
+    )
+  if chunk < 1:
+    raise ValueError(f"chunk = {chunk}: expected at least one word")
+
+
+def _right_logits(table, hidden, targets, precision) -> Array:
+  """float32 [X]: the logit of each target, before the soft-cap."""
+  rows = jnp.take(table, targets.reshape(-1), axis=0, mode="fill")
+  return jnp.einsum(
+    "xd,xd->x",
+    hidden.astype(jnp.float32),
+    rows.astype(jnp.float32),
     precision=precision,
   )

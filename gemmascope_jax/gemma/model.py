@@ -89,6 +89,7 @@ class Block(nn.Module):
   precision: Precision
   taps: frozenset[sites.Site]
   edits: Mapping[sites.Site, Edit]
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -117,9 +118,15 @@ class Block(nn.Module):
     norm = functools.partial(RMSNorm, config.norm_eps, self.dtype)
     y = norm(name="pre_attention_norm")(x)
     local = config.is_local(self.layer)
-    y = Attention(config, local, self.dtype, self.precision, name="attn")(
-      y, rope, mask, functools.partial(visit, "att")
+    attention = Attention(
+      config,
+      local,
+      self.dtype,
+      self.precision,
+      self.across_positions,
+      name="attn",
     )
+    y = attention(y, rope, mask, functools.partial(visit, "att"))
     x = x + norm(name="post_attention_norm")(y)
     y = norm(name="pre_mlp_norm")(x, functools.partial(visit, "mlp_in"))
     y = MLP(config.mlp_width, self.dtype, self.precision, name="mlp")(y)
@@ -133,6 +140,7 @@ class Model(nn.Module):
   config: GemmaConfig
   dtype: jnp.dtype
   precision: Precision = PRECISION
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -168,6 +176,7 @@ class Model(nn.Module):
         self.precision,
         frozenset(site for site in taps if site.layer == layer),
         {site: edit for site, edit in edits.items() if site.layer == layer},
+        self.across_positions,
         name=f"layer_{layer}",
       )
       x, seen = block(x, ropes[config.is_local(layer)], mask)
@@ -197,11 +206,13 @@ def forward(
   logits: bool = True,
   start: tuple[int, Array] | None = None,
   precision: Precision = PRECISION,
+  across_positions: bool = True,
 ) -> Output:
   """Runs the model.
 
-  Pure; under `jax.jit`, config, taps, edits, num_layers and precision are
-  static. Differentiable in params, in `start` and through the edits.
+  Pure; under `jax.jit`, config, taps, edits, num_layers, precision and
+  across_positions are static. Differentiable in params, in `start` and through
+  the edits.
 
   Args:
     config: the architecture.
@@ -225,6 +236,12 @@ def forward(
       stream, as `res.{layer-1}` would give; the tokens then only give the
       shape. For variants that share the layers before a splice.
     precision: of every matrix product, as `jax.lax.Precision`.
+    across_positions: False: the same values, but gradients do not flow from
+      one position to another. The gradient of a sum over positions is then, at
+      each position, that of its own term alone: all of them for the price of
+      one. (What comes later cannot reach an earlier position, and what came
+      earlier does not depend on a later one, so this cut changes nothing
+      else.)
 
   Returns:
     The logits, the tapped activations and the last residual stream.
@@ -259,7 +276,7 @@ def forward(
   dtype = _require(config, params, layers, with_logits, stream)
   if stream is not None:
     stream = stream.astype(dtype)
-  model = Model(config, dtype, precision)
+  model = Model(config, dtype, precision, across_positions)
   found, acts, residual = model.apply(
     {"params": params},
     tokens,

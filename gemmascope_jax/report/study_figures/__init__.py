@@ -1,0 +1,1 @@
+"""Figures of the studies: one file each, from result files alone."""
