@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import _huge_pages
 from gemmascope_jax import parallel, training
 
 _TRACEBACK = flags.DEFINE_bool(
@@ -41,6 +42,7 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
     stage: the library call.
     default: config file if no `--config` is given; None: it has to be.
   """
+  _huge_pages.use()
   config = config_flags.DEFINE_config_file(
     "config",
     default,

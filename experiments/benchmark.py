@@ -10,7 +10,7 @@ python -m experiments.benchmark train_precision
 python -m experiments.benchmark synthetic
 """
 
-from absl import app
+from absl import app, logging
 
 from experiments.benchmarks import (
   forward,
@@ -39,6 +39,7 @@ def main(argv) -> None:
   """Runs the benchmark that is named."""
   if len(argv) != 2 or argv[1] not in BENCHMARKS:
     raise app.UsageError(f"name one benchmark: {', '.join(BENCHMARKS)}")
+  logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
   BENCHMARKS[argv[1]]()
 
 

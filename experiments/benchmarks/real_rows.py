@@ -1,7 +1,7 @@
 """Real activations in a file, to train on and to measure on, for benchmarks.
 
-They come from the quickstart's store, or from the one whose folder the
-environment variable BENCHMARK_STORE names.
+They are harvested as the quickstart's, but more of them, or come from the store
+whose folder the environment variable BENCHMARK_STORE names.
 """
 
 from __future__ import annotations
@@ -49,19 +49,30 @@ class Rows:
 
 
 def write_rows(path: pathlib.Path) -> None:
-  """The first rows of the shuffled stream, as one file."""
+  """The first rows of the shuffled stream, as one file; each row once.
+
+  Raises:
+    ValueError: a store with fewer rows, so that held-out ones would be rows of
+      a second epoch.
+  """
   from configs import quickstart
   from gemmascope_jax import experiment
   from gemmascope_jax.experiment import activations
 
   config = quickstart.get_config()
   config.workdir = "runs/benchmark"
+  steps = STEPS + _HELD_OUT
+  config.harvest.rows = steps * BATCH
   if os.environ.get("BENCHMARK_STORE"):
     config.data.source = os.environ["BENCHMARK_STORE"]
   else:
     experiment.harvest(config)
   stream = activations.open_stream(config)
-  steps = STEPS + _HELD_OUT
+  if stream.rows < steps * BATCH:
+    raise ValueError(
+      f"BENCHMARK_STORE holds {stream.rows:,} rows; expected at least"
+      f" {steps * BATCH:,}, so that rows can be held out"
+    )
   out = np.lib.format.open_memmap(
     path, "w+", np.float32, (steps * BATCH, stream.width)
   )

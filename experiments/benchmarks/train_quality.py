@@ -2,11 +2,9 @@
 
 Every SAE sees the same batches of real activations in the same order, and is
 measured on the same rows that none has seen, with the same code, after folding.
-Learning rates: each library and family tries the same ones at a middling
-sparsity, and is trained at other sparsities with its best (Gated and ReLU leave
-out the highest, at which they diverge at their smallest lambda). A rate also
-moves L0, so best is the lowest FVU times root of L0, about as which FVU falls
-here.
+Learning rates: each library and family tries the same ones at every sparsity. A
+rate also moves L0, so best is the lowest FVU times root of L0, about as which
+FVU falls here.
 All start with b_dec at the rows' mean (ours stay there), have the same betas of
 Adam, warm up and decay alike. SAELens gets rows scaled to a mean square norm of D, which its
 defaults are made for. Without SAELens (see `train_step`) ours run alone.
@@ -29,9 +27,7 @@ _WIDTH = 4096
 _WARMUP, _SPARSITY_WARMUP, _DECAY = 100, 150, 0.4
 _BETAS = (0.8, 0.99)
 _RATES = (4e-3, 8e-3, 1.6e-2)
-_DIVERGES = {"gated": 1.6e-2, "relu": 1.6e-2}
-# Each kind's middling sparsity first: lambda, in units where the mean square
-# norm is 1, or k.
+# Lambda, in units where the mean square norm is 1, or k.
 _OURS = {
   "jumprelu": (7e-5, 1.5e-5, 3e-5, 1.5e-4, 3e-4, 6e-4),
   "gated": (3e-2, 2e-2, 4.5e-2),
@@ -189,36 +185,30 @@ def _theirs(path: pathlib.Path, worker: workers.Worker):
 
 
 def _tuned(train, kinds: dict[str, tuple]) -> dict[str, list[Point]]:
-  """Each kind's points at its best rate, sparsest first; prints all points.
+  """Each kind's points at their best rates, sparsest first; prints all points.
 
   Args:
     train: trains (kind, rate, sparsity) triples and yields their points.
-    kinds: sparsities of each, the middling one first.
+    kinds: sparsities of each.
   """
-  first = [
-    (kind, rate, values[0])
+  wanted = [
+    (kind, rate, value)
     for kind, values in kinds.items()
+    for value in values
     for rate in _RATES
-    if rate != _DIVERGES.get(kind)
   ]
-  best = {}
-  for point in train(first):
+  score = lambda point: point.fvu * point.l0**0.5
+  best: dict[tuple[str, float], Point] = {}
+  for point in train(wanted):
     print(_row(point), flush=True)
-    score = lambda p: p.fvu * p.l0**0.5
-    if point.name not in best or score(point) < score(best[point.name]):
-      best[point.name] = point
-  rest = [
-    (kind, best[kind].rate, value)
-    for kind, values in kinds.items()
-    for value in values[1:]
-  ]
-  found = {kind: [point] for kind, point in best.items()}
-  for point in train(rest):
-    print(_row(point), flush=True)
-    found[point.name].append(point)
+    key = point.name, point.sparsity
+    if key not in best or score(point) < score(best[key]):
+      best[key] = point
   return {
-    kind: sorted(points, key=lambda point: point.l0)
-    for kind, points in found.items()
+    kind: sorted(
+      (best[kind, value] for value in values), key=lambda point: point.l0
+    )
+    for kind, values in kinds.items()
   }
 
 
@@ -260,7 +250,7 @@ def _draw(best: dict[str, list[Point]]) -> None:
       "s--" if name.startswith("SAELens") else "o-",
       markersize=4,
       linewidth=1.2,
-      label=f"{name}, rate {points[0].rate:g}",
+      label=name,
     )
   axis.set(xscale="log", xlabel="L0", ylabel="FVU on held-out rows")
   axis.legend(

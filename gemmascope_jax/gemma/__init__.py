@@ -16,3 +16,4 @@ from gemmascope_jax.gemma.loss import (
   token_losses,
 )
 from gemmascope_jax.gemma.model import Output, forward, init
+from gemmascope_jax.gemma.sampling import Sample, sample

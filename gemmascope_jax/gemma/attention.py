@@ -1,7 +1,7 @@
 """Grouped-query attention with a sliding window, up to before W_O.
 
-Letters: S sequences, T tokens, Q queries and R keys of one block, D width,
-N query heads, K key-value heads, G = N / K, H head width.
+Letters: S sequences, T tokens, C slots of a cache, Q queries and R keys of one
+block, D width, N query heads, K key-value heads, G = N / K, H head width.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemmascope_jax.gemma import kv_cache
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import Precision, RMSNorm, apply_rope
 
@@ -42,17 +43,22 @@ class Attention(nn.Module):
     rope: tuple[Array, Array],
     mask: Array | None,
     between: Callable[[Array], Array],
-  ) -> Array:
+    cached: kv_cache.KeysValues | None = None,
+    slot: int | Array = 0,
+  ) -> tuple[Array, kv_cache.KeysValues | None]:
     """Attends.
 
     Args:
       x: [S, T, D], normalised.
       rope: this kind of layer's tables, from `layers.rope_tables`.
-      mask: bool [S, T], True for real tokens; None: all are.
+      mask: bool [S, T], with a cache [S, C], True for real tokens; None: all
+        are.
       between: applied to the heads side by side, [S, T, N * H], before W_O.
+      cached: keys and values of the tokens before; None: these are the first.
+      slot: of the cache that the first of these tokens takes.
 
     Returns:
-      [S, T, D].
+      [S, T, D], and the cache with these tokens.
     """
     config = self.config
     init = nn.initializers.normal(0.02)
@@ -68,26 +74,32 @@ class Attention(nn.Module):
     if config.qk_norm:
       q = RMSNorm(config.norm_eps, self.dtype, name="q_norm")(q)
       k = RMSNorm(config.norm_eps, self.dtype, name="k_norm")(k)
+    q = apply_rope(q, rope, config.query_pre_attn_scalar**-0.5)
+    k = apply_rope(k, rope, 1.0)
+    if cached is not None:
+      k, v = cached = kv_cache.write(cached, (k, v), slot)
     z = attend(
-      apply_rope(q, rope, config.query_pre_attn_scalar**-0.5),
-      apply_rope(k, rope, 1.0),
+      q,
+      k,
       v,
       mask,
       window=config.window if self.local else None,
       softcap=config.attn_softcap,
       precision=self.precision,
+      offset=slot,
       across_positions=self.across_positions,
     )
     z = between(z.reshape(*x.shape[:-1], -1))
     weight = self.param(
       "o", init, (config.num_heads, config.head_dim, config.width), self.dtype
     )
-    return jnp.einsum(
+    out = jnp.einsum(
       "stz,zd->std",
       z,
       weight.reshape(-1, config.width),
       precision=self.precision,
     )
+    return out, cached
 
 
 def attend(
@@ -100,22 +112,26 @@ def attend(
   softcap: float | None,
   precision: Precision,
   block: int | None = None,
+  offset: int | Array = 0,
   across_positions: bool = True,
 ) -> Array:
   """Causal attention, soft-capped before the mask, softmax in float32.
 
   Args:
     q: [S, T, N, H], scaled.
-    k: [S, T, K, H].
-    v: [S, T, K, H].
-    mask: bool [S, T], True for real tokens: others are no keys. None: all are.
+    k: [S, C, K, H]; C is T, or the slots of a cache.
+    v: [S, C, K, H].
+    mask: bool [S, C], True for real tokens: others are no keys. None: all are.
     window: query i sees keys j with 0 <= i - j < window; None: all before it.
     softcap: scores become cap * tanh(score / cap); None: they stay.
     precision: of the matrix products.
     block: queries that are taken together; does not change the result. None:
       chosen from T.
+    offset: the first query stands where key `offset` does. If it is traced, no
+      key can be left out beforehand, and all are looked at.
     across_positions: False: the same values, but no gradient from a query's
-      output to the keys and values of other positions.
+      output to the keys and values of other positions. Then `offset` must be a
+      Python int.
 
   Returns:
     [S, T, N, H] in the dtype of v. Finite even where no key is seen.
@@ -132,25 +148,28 @@ def attend(
   outputs = []
   for start in range(0, tokens, block):
     stop = min(start + block, tokens)
-    first = 0 if window is None else max(0, start - window + 1)
-    behind = (start + jnp.arange(stop - start))[:, None] - (
-      first + jnp.arange(stop - first)
+    first, last = 0, k.shape[2]
+    if isinstance(offset, int):
+      first = 0 if window is None else max(0, offset + start - window + 1)
+      last = offset + stop
+    behind = (offset + start + jnp.arange(stop - start))[:, None] - (
+      first + jnp.arange(last - first)
     )[None, :]
     visible = behind >= 0
-    if window is not None and stop - first > window:
+    if window is not None and last - first > window:
       visible &= behind < window
     visible = visible[None, None, :, None, :]
     if mask is not None:
-      visible &= mask[:, None, None, None, first:stop]
+      visible &= mask[:, None, None, None, first:last]
     outputs.append(
       _attend_block(
         grouped[:, :, start:stop],
-        k[:, :, first:stop],
-        v[:, :, first:stop],
+        k[:, :, first:last],
+        v[:, :, first:last],
         visible,
         softcap,
         precision,
-        None if across_positions else start - first,
+        None if across_positions else offset + start - first,
       )
     )
   out = jnp.concatenate(outputs, axis=2)  # [S, K, T, G, H]

@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gemmascope_jax.gemma import sites
+from gemmascope_jax.gemma import kv_cache, sites
 from gemmascope_jax.gemma.attention import Attention
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import MLP, Precision, RMSNorm, rope_tables
@@ -40,11 +40,13 @@ class Output(flax.struct.PyTreeNode):
     acts: activation [S, T, width of the site] for each tapped site.
     residual: [S, T, D], the stream after the last layer that ran, before the
       final norm: what `token_losses` reads.
+    cache: with the tokens of this call, if one was given.
   """
 
   logits: Array | None
   acts: dict[str, Array]
   residual: Array
+  cache: kv_cache.Cache | None = None
 
 
 class Embedder(nn.Module):
@@ -93,9 +95,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, rope: tuple[Array, Array], mask: Array | None
-  ) -> tuple[Array, dict[sites.Site, Array]]:
-    """[S, T, D] -> the stream after the block, and the tapped activations."""
+    self,
+    x: Array,
+    rope: tuple[Array, Array],
+    mask: Array | None,
+    cached: kv_cache.KeysValues | None,
+    slot: int | Array,
+  ) -> tuple[Array, dict[sites.Site, Array], kv_cache.KeysValues | None]:
+    """[S, T, D] -> the stream after the block, tapped activations, cache."""
     config = self.config
     acts = {}
 
@@ -126,12 +133,14 @@ class Block(nn.Module):
       self.across_positions,
       name="attn",
     )
-    y = attention(y, rope, mask, functools.partial(visit, "att"))
+    y, cached = attention(
+      y, rope, mask, functools.partial(visit, "att"), cached, slot
+    )
     x = x + norm(name="post_attention_norm")(y)
     y = norm(name="pre_mlp_norm")(x, functools.partial(visit, "mlp_in"))
     y = MLP(config.mlp_width, self.dtype, self.precision, name="mlp")(y)
     x = x + visit("mlp", norm(name="post_mlp_norm")(y))
-    return visit("res", x), acts
+    return visit("res", x), acts, cached
 
 
 class Model(nn.Module):
@@ -152,12 +161,25 @@ class Model(nn.Module):
     layers: range,
     stream: Array | None,
     logits: bool,
-  ) -> tuple[Array | None, dict[sites.Site, Array], Array]:
+    cache: kv_cache.Cache | None,
+  ) -> tuple[
+    Array | None, dict[sites.Site, Array], Array, kv_cache.Cache | None
+  ]:
     """Runs `layers` on the embeddings, or on `stream` if it is given."""
     config = self.config
     embedder = Embedder(config, self.dtype, name="embedder")
     x = embedder.encode(tokens) if stream is None else stream
-    positions = _positions(tokens.shape[1], mask)
+    slot, caches = 0, {}
+    if cache is None:
+      positions = _positions(tokens.shape[1], mask)
+    else:
+      slot, caches = cache.length, dict(cache.layers)
+      if mask is None:
+        mask = jnp.ones(tokens.shape, jnp.bool_)
+      cache, positions = cache.extend(mask)
+      mask = cache.mask
+      # A traced length can't be checked: no number is better than a wrong one.
+      x = jnp.where(cache.length <= cache.capacity, x, jnp.nan)
     ropes = {
       True: rope_tables(positions, config.head_dim, config.rope_base_local),
       False: rope_tables(
@@ -169,6 +191,7 @@ class Model(nn.Module):
     }
     acts = {}
     for layer in layers:
+      name = f"layer_{layer}"
       block = Block(
         config,
         layer,
@@ -177,14 +200,20 @@ class Model(nn.Module):
         frozenset(site for site in taps if site.layer == layer),
         {site: edit for site, edit in edits.items() if site.layer == layer},
         self.across_positions,
-        name=f"layer_{layer}",
+        name=name,
       )
-      x, seen = block(x, ropes[config.is_local(layer)], mask)
+      x, seen, cached = block(
+        x, ropes[config.is_local(layer)], mask, caches.get(name), slot
+      )
       acts |= seen
+      if cache is not None:
+        caches[name] = cached
+    if cache is not None:
+      cache = cache.replace(layers=caches)
     if not logits:
-      return None, acts, x
+      return None, acts, x, cache
     y = RMSNorm(config.norm_eps, self.dtype, name="final_norm")(x)
-    return embedder.decode(y, self.precision), acts, x
+    return embedder.decode(y, self.precision), acts, x, cache
 
 
 def _positions(tokens: int, mask: Array | None) -> Array:
@@ -205,6 +234,7 @@ def forward(
   mask: Array | None = None,
   logits: bool = True,
   start: tuple[int, Array] | None = None,
+  cache: kv_cache.Cache | None = None,
   precision: Precision = PRECISION,
   across_positions: bool = True,
 ) -> Output:
@@ -235,6 +265,10 @@ def forward(
     start: (layer, residual [S, T, D]): begin at block `layer` with this
       stream, as `res.{layer-1}` would give; the tokens then only give the
       shape. For variants that share the layers before a splice.
+    cache: of the tokens before these, from `kv_cache.empty` or the output of
+      the last call; of the same layers. What is returned is about these tokens
+      only, and the same as if all had been given at once. Tokens beyond a
+      traced cache's capacity give NaN.
     precision: of every matrix product, as `jax.lax.Precision`.
     across_positions: False: the same values, but gradients do not flow from
       one position to another. The gradient of a sum over positions is then, at
@@ -244,13 +278,14 @@ def forward(
       else.)
 
   Returns:
-    The logits, the tapped activations and the last residual stream.
+    The logits, the tapped activations, the last residual stream and the cache.
 
   Raises:
     ValueError: a site that the model lacks or that does not run, a layer whose
       parameters are missing, a number of layers out of range, an edit that
-      changes the shape, a residual stream or a mask of another shape, a mask
-      that is not bool.
+      changes the shape, a residual stream, mask or cache of another shape, a
+      mask that is not bool, a cache that lacks a layer, is full, or stands
+      beside across_positions=False.
   """
   total = config.num_layers
   first, stream = (0, None) if start is None else start
@@ -274,10 +309,17 @@ def forward(
   }
   with_logits = logits and num_layers is None
   dtype = _require(config, params, layers, with_logits, stream)
+  if cache is not None:
+    if not across_positions:
+      raise ValueError(
+        "across_positions=False with a cache: expected no cache, as gradients"
+        " are of whole sequences"
+      )
+    kv_cache.check(config, cache, tokens.shape, layers, dtype)
   if stream is not None:
     stream = stream.astype(dtype)
   model = Model(config, dtype, precision, across_positions)
-  found, acts, residual = model.apply(
+  found, acts, residual, cache = model.apply(
     {"params": params},
     tokens,
     mask,
@@ -286,11 +328,13 @@ def forward(
     layers,
     stream,
     with_logits,
+    cache,
   )
   return Output(
     logits=found,
     acts={str(name): acts[site] for name, site in names.items()},
     residual=residual,
+    cache=cache,
   )
 
 
@@ -358,7 +402,7 @@ def init(
     # A generator that is an operation of the compiler's: hundreds of arrays
     # from JAX's default one take it seconds.
     key = jax.random.key(jax.random.bits(key), impl="rbg")
-    arguments = (tokens, None, frozenset(), {}, layers, None, True)
+    arguments = (tokens, None, frozenset(), {}, layers, None, True, None)
     return model.init(key, *arguments)["params"]
 
   return parameters(key)

@@ -1,17 +1,19 @@
-"""What a result says about a finding of the paper."""
+"""What the paper found, and whether a result shows it too."""
 
 from __future__ import annotations
 
 import dataclasses
 
+AGREES, DISAGREES, UNCLEAR = "agrees", "disagrees", "too little data"
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """One finding of the paper, and whether a result shows it too.
+  """One of the paper's findings against one result.
 
   Attributes:
-    figure: of the paper.
-    claim: what the paper finds.
+    figure: where the paper shows it.
+    claim: the finding.
     seen: what this result shows, with numbers and standard errors.
     verdict: "agrees", "disagrees" or "too little data".
   """
@@ -20,3 +22,10 @@ class Finding:
   claim: str
   seen: str
   verdict: str
+
+  def __post_init__(self):
+    if self.verdict not in (AGREES, DISAGREES, UNCLEAR):
+      raise ValueError(
+        f"verdict {self.verdict!r}: expected {AGREES!r}, {DISAGREES!r} or"
+        f" {UNCLEAR!r}"
+      )

@@ -1,25 +1,31 @@
-"""What individual latents respond to: top contexts, frequency, logit effects.
+"""What individual latents respond to: contexts, tokens, logit effects.
 
-Reads the store, so it costs no language-model pass: two passes over rows with
-the encoder, in bounded memory. Letters: B rows, M latents, C chosen latents,
-D width of the site, V vocabulary.
+Reads the store, so it costs no language-model pass: one pass over the rows (see
+`activity.collect`), then the few rows around the examples that are shown.
+Letters: C chosen latents, M latents, D width of the site, V vocabulary.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import SAE
+from gemmascope_jax.studies import activity
+from gemmascope_jax.studies.activity.contexts import Contexts
 
-_BLOCK = 8_192
-_BINS = 24
+# Quantiles of its activations at which a latent's other contexts are taken,
+# and random rows to know the quantiles from.
+_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_SAMPLES = 24
+# A token's mean activation is of this many occurrences, or not shown.
+_LEAST_OCCURRENCES = 4
+_SHOWN_TOKENS = 8
+_EFFECTS = 64  # latents whose effects on all logits are held at one time
 
 
 class DeadSAEError(ValueError):
@@ -55,88 +61,77 @@ def describe(
     progress: show a progress bar.
 
   Returns:
-    {"tokens": ..., "latents": [...]}, see `report.latent_results`.
+    {"tokens": ..., "latents": [...]}, see `report.latent_results`; of each
+    latent also its frequency's standard error, mean activation when firing,
+    contexts at quantiles of that activation (of a random sample of the rows on
+    which it fires), and tokens with the greatest mean activation.
   """
   if latents < 1 or contexts < 1:
     raise ValueError(
       f"latents {latents}, contexts {contexts}: expected at least 1 of each"
     )
   site = sae.config.site
-  rows = min(rows or store.rows, store.rows)
-  sae = jax.tree.map(jnp.asarray, sae)
-  counts = np.zeros(sae.width, np.int64)
-  for _, x in _blocks(store, site, rows, "firing frequencies", progress):
-    counts += np.asarray(_fired(sae, x[0], x[1]), np.int64)
-  chosen = _choose(counts, latents, contexts)
+  found = activity.collect(
+    {"": sae},
+    store,
+    site,
+    rows=rows,
+    contexts=contexts,
+    samples=_SAMPLES,
+    vocabulary=lm.params["embedder"]["embedding"].shape[0],
+    progress=progress,
+  )[""]
+  often = found.frequencies
+  chosen = _choose(often.counts, latents, contexts)
   if not len(chosen):
     raise DeadSAEError(
-      f"no latent of the SAE at {site} fired {contexts} times on {rows} rows:"
-      " it is dead on this data, or the data are not its own"
+      f"no latent of the SAE at {site} fired {contexts} times on"
+      f" {often.rows} rows: it is dead on this data, or the data are not its"
+      " own"
     )
-  values = np.zeros((rows, len(chosen)), np.float32)
-  for start, x in _blocks(store, site, rows, "top contexts", progress):
-    found = np.asarray(_values(sae, x[0], jnp.asarray(chosen)))
-    values[start : start + len(found)] = found[: min(_BLOCK, rows - start)]
-  index = store.index(0, rows)
+  shown = Contexts(sae, store, site, often.rows, context_tokens)
+  for latent in chosen:
+    shown.want(latent, _peaks(found.strongest, latent))
+    shown.want(latent, _at_quantiles(found.random, latent)[1])
+  shown.read()
   effects = _logit_effects(lm, sae, chosen)
   described = []
-  for column, latent in enumerate(chosen):
-    active = values[:, column]
+  for latent, effect in zip(chosen, effects, strict=True):
+    counts, edges = found.values.histogram(latent)
     described.append(
       {
         "index": int(latent),
-        "frequency": float(counts[latent] / rows),
-        "max": float(active.max()),
-        "histogram": _histogram(active[active > 0]),
-        "contexts": _contexts(
-          lm.tokenizer, store, index, active, contexts, context_tokens
-        ),
-        **_tokens_of(lm.tokenizer, effects[column]),
+        "frequency": float(often.frequency[latent]),
+        "frequency_stderr": _finite(often.stderr[latent]),
+        "max": float(found.values.maximum[latent]),
+        "mean": float(found.values.mean[latent]),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "contexts": [
+          shown.context(lm.tokenizer, latent, row)
+          for row in _peaks(found.strongest, latent)
+        ],
+        "quantile_contexts": [
+          {"quantile": quantile} | shown.context(lm.tokenizer, latent, row)
+          for quantile, row in zip(
+            *_at_quantiles(found.random, latent), strict=True
+          )
+        ],
+        "top_tokens": _top_tokens(lm.tokenizer, found.tokens, latent),
+        **_tokens_of(lm.tokenizer, effect),
       }
     )
   return {
     "tokens": {
-      "rows": rows,
+      "rows": often.rows,
       "split": "train",
-      "alive": int((counts > 0).sum()),
+      "alive": int((often.counts > 0).sum()),
     },
     "latents": described,
   }
 
 
-def _blocks(store, site, rows, what, progress):
-  """(start, (x [_BLOCK, D], valid [_BLOCK])), the last block padded."""
-  bar = tqdm.tqdm(
-    total=rows,
-    desc=what,
-    unit="row",
-    unit_scale=True,
-    disable=not progress or jax.process_index() > 0,
-  )
-  for start in range(0, rows, _BLOCK):
-    x = store.read(site, start, min(start + _BLOCK, rows))
-    valid = np.arange(_BLOCK) < len(x)
-    padded = np.zeros((_BLOCK, x.shape[1]), np.float32)
-    padded[: len(x)] = x
-    yield start, (jnp.asarray(padded), jnp.asarray(valid))
-    bar.update(len(x))
-  bar.close()
-
-
-@jax.jit
-def _fired(sae, x, valid):
-  return ((sae.encode(x) > 0) & valid[:, None]).sum(axis=0)
-
-
-@jax.jit
-def _values(sae, x, chosen):
-  """Activations of the chosen latents only: [B, C]."""
-  params = sae.params.replace(
-    w_enc=sae.params.w_enc[:, chosen],
-    b_enc=sae.params.b_enc[chosen],
-    threshold=sae.params.threshold[chosen],
-  )
-  return sae.replace(params=params).encode(x)
+def _finite(value: float) -> float | None:
+  return float(value) if np.isfinite(value) else None
 
 
 def _choose(counts: np.ndarray, latents: int, least: int) -> np.ndarray:
@@ -149,57 +144,48 @@ def _choose(counts: np.ndarray, latents: int, least: int) -> np.ndarray:
   return order[ranks]
 
 
-def _histogram(active: np.ndarray) -> dict[str, list]:
-  counts, edges = np.histogram(active, bins=_BINS, range=(0, active.max()))
-  return {"edges": edges.tolist(), "counts": counts.tolist()}
+def _peaks(strongest, latent: int) -> np.ndarray:
+  rows = strongest.rows[latent]
+  return rows[rows >= 0]
 
 
-def _contexts(tokenizer, store, index, active, contexts, length) -> list[dict]:
-  """The strongest activations, one a window, with the text around them."""
-  found, seen = [], set()
-  order = np.argsort(-active, kind="stable")
-  for row in order:
-    window, position = map(int, index[row])
-    if active[row] <= 0 or len(found) == contexts:
-      break
-    if window in seen:
-      continue
-    seen.add(window)
-    tokens = store.tokens[window]
-    first = max(0, min(position - 2 * length // 3, len(tokens) - length))
-    last = min(first + length, len(tokens))
-    shown = np.zeros(last - first, np.float32)
-    here = np.flatnonzero(
-      (index[:, 0] == window) & (index[:, 1] >= first) & (index[:, 1] < last)
-    )
-    shown[index[here, 1] - first] = active[here]
-    found.append(
-      {
-        "window": window,
-        "pieces": tokenizer.pieces([int(t) for t in tokens[first:last]]),
-        "values": [round(float(v), 4) for v in shown],
-        "peak": position - first,
-      }
-    )
-  return found
+def _at_quantiles(random, latent: int) -> tuple[tuple, np.ndarray]:
+  """Quantiles of a latent's activations, and a row near each."""
+  there = random.rows[latent] >= 0
+  rows, values = random.rows[latent][there], random.values[latent][there]
+  order = np.lexsort((rows, values))
+  places = np.round(np.array(_QUANTILES) * (len(order) - 1)).astype(int)
+  return _QUANTILES, rows[order][places]
 
 
-def _logit_effects(lm, sae, chosen) -> np.ndarray | None:
-  """Direct effect of each latent's direction on the logits: [C, V].
+def _top_tokens(tokenizer, tokens, latent: int) -> list:
+  """The tokens with the greatest mean activation: [piece, mean]."""
+  ids, means = tokens.top(latent, _SHOWN_TOKENS, _LEAST_OCCURRENCES)
+  return [
+    [tokenizer.pieces([int(i)])[0], round(float(mean), 4)]
+    for i, mean in zip(ids, means, strict=True)
+  ]
+
+
+def _logit_effects(lm, sae, chosen):
+  """Direct effect of each latent's direction on the logits: C times [V].
 
   d_i through the final norm's gain and the unembedding, less its mean over the
   vocabulary; only residual sites write where the unembedding reads.
   """
   where = sites.parse(sae.config.site)
   if where.kind in ("att", "mlp_in"):
-    return np.full((len(chosen), 0), np.nan)
+    yield from [np.zeros(0)] * len(chosen)
+    return
   gain = 1 + lm.params["final_norm"]["scale"].astype(jnp.float32)
-  directions = sae.params.w_dec[jnp.asarray(chosen)] * gain[None, :]
   table = lm.params["embedder"]["embedding"]
-  return np.asarray(_through(directions, table))
+  w_dec = np.asarray(sae.params.w_dec)
+  for start in range(0, len(chosen), _EFFECTS):
+    directions = w_dec[chosen[start : start + _EFFECTS]] * gain[None, :]
+    yield from np.asarray(_through(directions, table))
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _through(directions, table):
   logits = jnp.einsum(
     "cd,vd->cv", directions, table.astype(jnp.float32), precision="highest"
@@ -207,7 +193,9 @@ def _through(directions, table):
   return logits - logits.mean(axis=1, keepdims=True)
 
 
-def _tokens_of(tokenizer, effects: np.ndarray, count: int = 8) -> dict:
+def _tokens_of(
+  tokenizer, effects: np.ndarray, count: int = _SHOWN_TOKENS
+) -> dict:
   """The tokens that a latent promotes and suppresses most."""
   if not effects.size:
     return {"top_logits": [], "bottom_logits": []}

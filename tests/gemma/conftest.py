@@ -87,12 +87,14 @@ class Oracle:
     config: ours.
     params: ours, float32 numpy.
     run: (tokens [S, T], mask [S, T] | None) -> (logits, {site: activation}).
+    generate: (tokens [S, T], mask [S, T], N) -> its likeliest N more, [S, N].
   """
 
   hf_config: dict[str, Any]
   config: GemmaConfig
   params: dict[str, Any]
   run: Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]
+  generate: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 @pytest.fixture(scope="session", params=list(_CASES))
@@ -126,6 +128,7 @@ def _oracle(case: dict[str, Any]) -> Oracle:
     config=GemmaConfig.from_hf(hf_config.to_dict(), name="tiny"),
     params=_params(model),
     run=lambda tokens, mask=None: _run(model, tokens, mask),
+    generate=lambda tokens, mask, new: _generate(model, tokens, mask, new),
   )
 
 
@@ -204,3 +207,17 @@ def _run(model, tokens, mask):
   for handle in handles:
     handle.remove()
   return logits, acts
+
+
+def _generate(model, tokens, mask, new):
+  """Greedy decoding that never stops."""
+  import torch
+
+  found = model.generate(
+    torch.tensor(np.asarray(tokens)),
+    attention_mask=torch.tensor(np.asarray(mask).copy()).long(),
+    max_new_tokens=new,
+    do_sample=False,
+    eos_token_id=None,
+  )
+  return found[:, tokens.shape[1] :].numpy()

@@ -70,6 +70,8 @@ def test_everything_equals_a_brute_force_look(setting, site):
     assert each["index"] >= 5
     assert each["frequency"] == (active > 0).mean()
     assert each["max"] == pytest.approx(active.max(), rel=1e-5)
+    assert each["mean"] == pytest.approx(active[active > 0].mean(), rel=1e-5)
+    assert 0 < each["frequency_stderr"] < 1
     assert sum(each["histogram"]["counts"]) == (active > 0).sum()
     best = {}
     for (window, _), value in zip(index, active, strict=True):
@@ -80,6 +82,43 @@ def test_everything_equals_a_brute_force_look(setting, site):
     for context in each["contexts"]:
       assert len(context["pieces"]) == len(context["values"]) == 6
       _check_context(store, index, active, context)
+    quantiles = [c["quantile"] for c in each["quantile_contexts"]]
+    peaks = [c["values"][c["peak"]] for c in each["quantile_contexts"]]
+    assert quantiles == [0.1, 0.3, 0.5, 0.7, 0.9] and peaks == sorted(peaks)
+    assert 0 < peaks[0] and peaks[-1] <= active.max() + 1e-4
+    for context in each["quantile_contexts"]:
+      _check_context(store, index, active, context)
+    tokens = np.array([store.tokens[w][p] for w, p in index])
+    means = {
+      f"<{t}>": active[tokens == t].mean()
+      for t in np.unique(tokens)
+      if (tokens == t).sum() >= 4 and (active[tokens == t] > 0).any()
+    }
+    assert len(each["top_tokens"]) == min(8, len(means))
+    strongest = sorted(means.values(), reverse=True)
+    for (piece, mean), value in zip(
+      each["top_tokens"], strongest, strict=False
+    ):
+      assert mean == pytest.approx(means[piece], abs=1e-4)
+      assert mean == pytest.approx(value, abs=1e-4)
+
+
+def test_a_topk_sae_shows_only_what_is_among_the_k(setting):
+  lm, store = setting
+  sae = _sae(store, "res.1", threshold=0.0)
+  sae = sae.replace(config=SAEConfig(family="topk", k=2, site="res.1"))
+  found = latents.describe(
+    lm, sae, store, latents=6, contexts=2, progress=False
+  )
+  values = np.asarray(sae.encode(store.read("res.1", 0, store.rows)))
+  for each in found["latents"]:
+    active = values[:, each["index"]]
+    assert sum(each["histogram"]["counts"]) == (active > 0).sum()
+    assert each["max"] == pytest.approx(active.max(), rel=1e-5)
+    for context in each["contexts"]:
+      shown = [v for v in context["values"] if v > 0]
+      kept = np.isclose(np.array(shown)[:, None], active[None, :], atol=1e-3)
+      assert kept.any(axis=1).all()
 
 
 def _check_context(store, index, active, context):

