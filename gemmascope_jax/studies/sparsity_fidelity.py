@@ -17,7 +17,6 @@ from gemmascope_jax.studies.records import (
   SiteRecord,
   SpliceRecord,
   concatenate,
-  masked_sum,
 )
 from gemmascope_jax.studies.replacements import Constant, FromSAE
 
@@ -36,7 +35,12 @@ class Fidelity:
     delta_loss: loss_spliced - loss_clean, paired.
     loss_recovered: 1 - delta_loss / (loss_zero - loss_clean).
     fvu: fraction of variance unexplained.
-    l0: active latents a token.
+    l0: active latents a token; None for what has none.
+    kl: divergence of the next token's distribution from the model's own, nats
+      a token; None where all sites are spliced at once.
+    cosine: mean cosine of activation and reconstruction.
+    bias: relative reconstruction bias gamma; below 1 reconstructions are too
+      small (Gated SAE paper, 4.2).
   """
 
   loss_clean: Estimate
@@ -45,7 +49,10 @@ class Fidelity:
   delta_loss: Estimate
   loss_recovered: Estimate
   fvu: Estimate
-  l0: Estimate
+  l0: Estimate | None
+  kl: Estimate | None
+  cosine: Estimate
+  bias: Estimate
 
 
 def fidelity(
@@ -95,7 +102,6 @@ def fidelity(
       shifts.setdefault(site, record[0].shift)
       records[site].append(record)
     if joint:
-      kept = np.asarray(policy.keep_loss(part))
       for found, each in (
         (together, {site: FromSAE(sae) for site, sae in saes.items()}),
         (
@@ -106,8 +112,7 @@ def fidelity(
           },
         ),
       ):
-        losses = splice.joint_losses(lm, each, part, policy)
-        found.append(masked_sum(losses, kept))
+        found.append(splice.joint_losses(lm, each, part, policy))
   results = {}
   for site in saes:
     record: SiteRecord = concatenate([pair[0] for pair in records[site]])
@@ -115,6 +120,7 @@ def fidelity(
     zero = concatenate([pair[1][_ZERO] for pair in records[site]])
     if joint:
       spliced.loss = np.concatenate(together)
+      spliced.kl = np.full_like(spliced.kl, np.nan)
       zero.loss = np.concatenate(zeros)
     results[site] = summarise(record, spliced, zero)
   return results
@@ -132,6 +138,9 @@ def summarise(
     loss_recovered=spliced.loss_recovered(site, zero),
     fvu=spliced.fvu(site),
     l0=spliced.l0(site),
+    kl=None if np.isnan(spliced.kl).any() else spliced.divergence(site),
+    cosine=spliced.cosine(site),
+    bias=spliced.bias(site),
   )
 
 
