@@ -29,10 +29,12 @@ class SiteRecord:
 
   Attributes:
     keep: bool [S, T], tokens that count.
+    special: bool [S, T], real tokens that do not: BOS, EOS, a chat's prefix.
     keep_loss: bool [S, T - 1], positions whose loss counts.
     norm: float32 [S, T], ||x||^2.
     centred: float64 [S, T], ||x - shift||^2.
     first: float64 [S, D], sum of x - shift over tokens that count.
+    first_special: float64 [S, D], the same over special ones.
     second: float64 [N, D], sum of (x - shift)^2 over a batch's that count.
     shift: float64 [D], any vector near the mean: keeps the variance free of
       cancellation when the mean is large.
@@ -40,21 +42,24 @@ class SiteRecord:
   """
 
   keep: np.ndarray
+  special: np.ndarray
   keep_loss: np.ndarray
   norm: np.ndarray
   centred: np.ndarray
   first: np.ndarray
+  first_special: np.ndarray
   second: np.ndarray
   shift: np.ndarray
   loss_clean: np.ndarray
 
   @classmethod
-  def of(cls, x, keep, shift, losses, keep_loss) -> SiteRecord:
+  def of(cls, x, keep, special, shift, losses, keep_loss) -> SiteRecord:
     """From one batch.
 
     Args:
       x: float32 [S, T, D], activations at the site.
       keep: bool [S, T].
+      special: bool [S, T].
       shift: float64 [D].
       losses: float32 [S, T - 1], of the unspliced model.
       keep_loss: bool [S, T - 1].
@@ -62,12 +67,15 @@ class SiteRecord:
     x = np.asarray(x, np.float64)
     centred = x - shift[None, None, :]
     kept = np.where(keep[:, :, None], centred, 0)
+    others = np.where(special[:, :, None], centred, 0)
     return cls(
       keep=keep,
+      special=special,
       keep_loss=keep_loss,
       norm=np.square(x).sum(axis=2).astype(np.float32),
       centred=np.square(centred).sum(axis=2),
       first=kept.sum(axis=1),
+      first_special=others.sum(axis=1),
       second=np.square(kept).sum(axis=(0, 1))[None],
       shift=shift,
       loss_clean=np.asarray(losses),

@@ -70,7 +70,8 @@ def run_batch(
   if shift is None:
     some = kept if kept.any() else np.ones_like(kept)
     shift = np.asarray(x, np.float64)[some].mean(axis=0)
-  record = SiteRecord.of(x, kept, shift, losses, kept_loss)
+  special = np.asarray(mask) & ~kept
+  record = SiteRecord.of(x, kept, special, shift, losses, kept_loss)
   near = jnp.asarray(shift, jnp.float32)
   given = (tokens, mask, keep, mask if splice_special else keep)
   parts, streams = [], []

@@ -28,7 +28,9 @@ def _records(x, x_hat, keep, clean, spliced, batch, shift):
     part = slice(start, start + batch)
     keep_loss = keep[part, :-1]
     sites.append(
-      SiteRecord.of(x[part], keep[part], shift, clean[part], keep_loss)
+      SiteRecord.of(
+        x[part], keep[part], ~keep[part], shift, clean[part], keep_loss
+      )
     )
     moments = np.zeros((1, 4, x.shape[2]))
     splices.append(
