@@ -77,40 +77,55 @@ def divergence(
     )
   table = params["embedder"]["embedding"]
   scale, eps = params["final_norm"]["scale"], config.norm_eps
-  streams = jnp.concatenate([own[None].astype(edited.dtype), edited])
-  hidden = rms_norm(streams, scale, eps).reshape(-1, config.width)
-  count, positions = len(streams), targets.size
-  columns, cap = hidden.T, config.final_softcap
+  cap = config.final_softcap
+  hidden = [
+    rms_norm(stream, scale, eps).reshape(-1, config.width)
+    for stream in (own, *edited)
+  ]
 
   def add(carry, rows):
-    """One more chunk into the sums of each part."""
-    top, total, cross = carry  # [P, R + 1, X] twice, [P, R, X]
-    logits = vocabulary.soft_cap(
-      vocabulary.chunk_logits(rows, columns, precision), cap
-    )
-    logits = logits.reshape(*logits.shape[:2], count, positions)
-    high = jnp.maximum(top, jnp.max(logits, axis=1))
-    shrink = jnp.exp(top - high)
-    weights = jnp.exp(logits - high[:, None])
-    gap = logits[:, :, :1] - logits[:, :, 1:]
-    cross = cross * shrink[:, :1] + (weights[:, :, :1] * gap).sum(axis=1)
-    return (high, total * shrink + weights.sum(axis=1), cross), ()
+    """One more chunk into the sums of each part, [P, X] each.
 
-  parts = vocabulary.part_count(table.shape[0])
-  full = lambda number, value: jnp.full(
-    (parts, number, positions), value, jnp.float32
-  )
-  carry = full(count, -jnp.inf), full(count, 0), full(count - 1, 0)
-  (top, total, cross), _ = vocabulary.fold(add, carry, table, chunk)
-  normaliser = jax.nn.logsumexp(top + jnp.log(total), axis=0)  # [R + 1, X]
-  cross = (cross * jnp.exp(top[:, :1] - normaliser[None, :1])).sum(axis=0)
-  repeated = jnp.broadcast_to(targets, (count, *targets.shape))
-  right = vocabulary.soft_cap(
-    vocabulary.target_logits(table, hidden, repeated, precision), cap
-  )
-  losses = normaliser - right.reshape(count, positions)
-  shape = (count - 1, *targets.shape)
-  return Divergence(
-    losses[1:].reshape(shape),
-    (cross - normaliser[:1] + normaliser[1:]).reshape(shape),
-  )
+    A product for each stream and not one for all, so that a stream's numbers
+    are the same bits whatever others there are.
+    """
+    first, *others = (
+      vocabulary.soft_cap(vocabulary.chunk_logits(rows, each.T, precision), cap)
+      for each in hidden
+    )
+    (top, total), sums = carry
+    high = jnp.maximum(top, jnp.max(first, axis=1))
+    shrink, weights = jnp.exp(top - high), jnp.exp(first - high[:, None])
+    found = []
+    for logits, (their_top, their_total, cross) in zip(
+      others, sums, strict=True
+    ):
+      new = jnp.maximum(their_top, jnp.max(logits, axis=1))
+      mass = jnp.exp(logits - new[:, None]).sum(axis=1)
+      gap = (weights * (first - logits)).sum(axis=1)
+      found.append(
+        (
+          new,
+          their_total * jnp.exp(their_top - new) + mass,
+          cross * shrink + gap,
+        )
+      )
+    return ((high, total * shrink + weights.sum(axis=1)), found), ()
+
+  shape = (vocabulary.part_count(table.shape[0]), targets.size)
+  lowest = jnp.full(shape, -jnp.inf, jnp.float32)
+  zero = jnp.zeros(shape, jnp.float32)
+  carry = (lowest, zero), [(lowest, zero, zero)] * len(edited)
+  ((top, total), sums), _ = vocabulary.fold(add, carry, table, chunk)
+  normaliser = jax.nn.logsumexp(top + jnp.log(total), axis=0)  # [X]
+  losses, kl = [], []
+  for each, (their_top, their_total, cross) in zip(
+    hidden[1:], sums, strict=True
+  ):
+    theirs = jax.nn.logsumexp(their_top + jnp.log(their_total), axis=0)
+    cross = (cross * jnp.exp(top - normaliser[None])).sum(axis=0)
+    right = vocabulary.target_logits(table, each, targets, precision)
+    losses.append(theirs - vocabulary.soft_cap(right, cap))
+    kl.append(cross - normaliser + theirs)
+  shaped = lambda values: jnp.stack(values).reshape(-1, *targets.shape)
+  return Divergence(shaped(losses), shaped(kl))

@@ -171,12 +171,14 @@ class SpliceRecord:
     cosine = np.divide(self.dot, size, out=np.zeros(size.shape), where=size > 0)
     return ratio(masked_sum(cosine, site.keep), site.count)
 
-  def bias(self, site: SiteRecord) -> Estimate:
+  def bias(self, site: SiteRecord) -> Estimate | None:
     """Relative reconstruction bias gamma = E||x_hat||^2 / E[x_hat . x] (Gated
-    SAE paper, 4.2): below 1 reconstructions are shrunk."""
-    return ratio(
-      masked_sum(self.norm, site.keep), masked_sum(self.dot, site.keep)
-    )
+    SAE paper, 4.2): below 1 reconstructions are shrunk. None where they are 0.
+    """
+    along = masked_sum(self.dot, site.keep)
+    if not along.any():
+      return None
+    return ratio(masked_sum(self.norm, site.keep), along)
 
 
 def masked_sum(values, mask) -> np.ndarray:

@@ -40,7 +40,7 @@ class Fidelity:
       a token; None where all sites are spliced at once.
     cosine: mean cosine of activation and reconstruction.
     bias: relative reconstruction bias gamma; below 1 reconstructions are too
-      small (Gated SAE paper, 4.2).
+      small (Gated SAE paper, 4.2). None for zero ablation.
   """
 
   loss_clean: Estimate
@@ -52,7 +52,7 @@ class Fidelity:
   l0: Estimate | None
   kl: Estimate | None
   cosine: Estimate
-  bias: Estimate
+  bias: Estimate | None
 
 
 def fidelity(

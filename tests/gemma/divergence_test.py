@@ -58,3 +58,15 @@ def test_streams_that_do_not_fit_are_refused():
     divergence(config, params, own, own, targets)
   with pytest.raises(ValueError, match="residual of shape"):
     divergence(config, params, own[:1], own[None], targets)
+
+
+def test_a_stream_is_the_same_bits_alone():
+  config, params, own, targets = _case()
+  edited = own + np.random.default_rng(1).normal(size=(3, *own.shape))
+  edited = edited.astype(np.float32)
+  run = jax.jit(lambda some: divergence(config, params, own, some, targets))
+  together = run(edited)
+  for number in range(3):
+    alone = run(edited[number : number + 1])
+    for one, all_ in zip(alone, together, strict=True):
+      np.testing.assert_array_equal(one[0], all_[number])

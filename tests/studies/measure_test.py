@@ -85,10 +85,7 @@ def test_another_replacement_costs_its_own_pass_only(lm, tmp_path, passes):
   found = _measure(lm, tmp_path, two)
   assert passes == [["a"]] * 3 + [["b"]] * 3
   alone = _measure(lm, tmp_path / "alone", two)
-  for name in two:
-    np.testing.assert_allclose(
-      found[1][name].loss, alone[1][name].loss, rtol=1e-5, atol=1e-6
-    )
+  _same(found, alone)
 
 
 def test_a_name_says_nothing_and_everything_else_does(lm, tmp_path, passes):

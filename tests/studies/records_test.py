@@ -113,6 +113,7 @@ def test_cosine_and_bias_of_a_shrunk_reconstruction():
   assert splice.bias(site).stderr == pytest.approx(0, abs=1e-6)
   nothing, splice = _records(x, 0 * x, *rest, 4, x[0].mean(axis=0))
   assert splice.cosine(nothing).mean == 0
+  assert splice.bias(nothing) is None
 
 
 def test_a_part_of_the_sequences_is_measured_alone():
