@@ -163,8 +163,17 @@ def check_tokens(lm, tokens) -> np.ndarray:
   return tokens.astype(np.int32)
 
 
-def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
+def check_sae(
+  lm, site: str, sae: SAE, policy: TokenPolicy, *, target: str | None = None
+) -> None:
   """Refuses an SAE that was not made for this site of this model.
+
+  Args:
+    lm: a `Gemma`.
+    site: where it reads.
+    sae: an SAE, or a transcoder.
+    policy: of the evaluation.
+    target: where a transcoder writes; None: an SAE is asked for.
 
   Raises:
     ValueError: names what differs.
@@ -175,16 +184,28 @@ def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
       f"the SAE was trained at site {sae.config.site}, not {site}: splice it"
       " where it belongs"
     )
-  if sae.config.target_site is not None:
+  if sae.config.target_site != target:
     raise ValueError(
       f"a transcoder from {site} to {sae.config.target_site} does not"
-      " reconstruct what it reads: splicing it is not supported yet"
+      " reconstruct what it reads: it can't be spliced in where an SAE is; the"
+      " studies of `python -m experiments.evaluate --study` know how"
+      if target is None
+      else f"{target} is not where this transcoder writes"
+      f" ({sae.config.target_site})"
     )
   if sae.site_width != width:
     raise ValueError(
       f"the SAE reads activations of width {sae.site_width}, but {site} of"
       f" {lm.config.name} has width {width}: it is of another model or site"
     )
+  if target is not None:
+    width = sites.site_width(lm.config, sites.check(lm.config, target))
+    if sae.target_width != width:
+      raise ValueError(
+        f"the transcoder writes activations of width {sae.target_width}, but"
+        f" {target} of {lm.config.name} has width {width}: it is of another"
+        " model or site"
+      )
   trained_on = sae.config.details().get("weights_hash")
   if trained_on not in (None, lm.weights_hash):
     raise ValueError(
