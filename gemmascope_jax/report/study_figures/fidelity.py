@@ -47,9 +47,7 @@ def fidelity(result: dict[str, Any]) -> Any:
     plotting.log_axis(
       panel.xaxis, [sae["l0"]["mean"] for sae in shown], (0.08, 0.08)
     )
-    plotting.log_axis(
-      panel.yaxis, [sae[metric]["mean"] for sae in shown], (0.12, 0.12)
-    )
+    plotting.log_axis(panel.yaxis, _extent(shown, metric), (0.06, 0.06))
     panel.set_xlabel("L0 (active latents a token)")
     panel.set_ylabel(label)
   seen = f" on {wording.tokens(result['tokens'])}" if "tokens" in result else ""
@@ -62,6 +60,16 @@ def fidelity(result: dict[str, Any]) -> Any:
     legend=panels[0].get_legend_handles_labels(),
   )
   return figure
+
+
+def _extent(saes: list[dict[str, Any]], metric: str) -> list[float]:
+  """Points and the ends of their bars, but for ends that a log axis lacks."""
+  found = []
+  for sae in saes:
+    mean, error = sae[metric]["mean"], sae[metric]["stderr"] or 0.0
+    low = mean - error
+    found += [mean, mean + error, low if low > mean / 4 else mean]
+  return found
 
 
 def _label(key: tuple) -> str:

@@ -26,8 +26,8 @@ def position(result: dict[str, Any]) -> Any:
   styles = plotting.sweep_styles(len(saes))
   for panel, (metric, label) in zip(panels, _PANELS, strict=True):
     values = []
-    for sae, style in zip(saes, styles, strict=True):
-      values += _line(panel, sae["bins"], metric, _name(sae), style)
+    for sae, name, style in zip(saes, _names(saes), styles, strict=True):
+      values += _line(panel, sae["bins"], metric, name, style)
     plotting.log_axis(panel.xaxis, [*_middles(saes[0]["bins"])], (0.03, 0.03))
     panel.set_xlabel("position in the sequence (BOS is 0)")
     panel.set_ylabel(label)
@@ -44,10 +44,18 @@ def position(result: dict[str, Any]) -> Any:
   return figure
 
 
-def _name(sae: dict[str, Any]) -> str:
-  l0 = sae.get("l0")
-  known = f" (L0 {l0['mean']:.0f})" if l0 else ""
-  return f"{sae['site']}: {sae['name']}{known}"
+def _names(saes: list[dict[str, Any]]) -> list[str]:
+  """Site and L0 of each; its name only where that is not enough."""
+  short = [
+    f"{sae['site']}, L0 {sae['l0']['mean']:.0f}"
+    if sae.get("l0")
+    else f"{sae['site']}: {sae['name']}"
+    for sae in saes
+  ]
+  return [
+    f"{text} ({sae['name']})" if short.count(text) > 1 else text
+    for text, sae in zip(short, saes, strict=True)
+  ]
 
 
 def _middles(bins: dict[str, list]) -> list[float]:

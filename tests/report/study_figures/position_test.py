@@ -23,7 +23,7 @@ def test_lines_are_the_bins():
     )
     there = [y for y in bins["delta_loss"] if y is not None]
     np.testing.assert_allclose(right.lines[1].get_ydata(), there)
-    assert left.lines[0].get_label() == "res.1: a (L0 12)"
+    assert left.lines[0].get_label() == "res.1, L0 12 (a)"
     for axis in (left, right):
       assert axis.get_xlabel() and axis.get_ylabel()
       assert axis.get_ylim()[0] <= 0
