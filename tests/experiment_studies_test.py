@@ -43,11 +43,13 @@ def test_every_study_leaves_a_result_and_a_place_on_the_page(trained, found):
       (_folder(trained, "results/studies") / f"{name}.json").read_text()
     )
     assert on_disk["study"] == result["study"] == name
-    assert on_disk["tokens"]["sequences"] == 12
+    stored = name in ("frequency", "interpretability")
+    assert on_disk["tokens"]["split"] == ("train" if stored else "held_out")
+    assert stored or on_disk["tokens"]["sequences"] == 12
     assert on_disk["code"] and on_disk["token_policy"] and on_disk["hashes"]
     assert on_disk["findings"]
     assert f'<section id="{name}">' in text
-    assert (_folder(trained, "report/studies") / f"{name}.png").exists()
+    assert list(_folder(trained, "report/studies").glob(f"{name}*.png"))
 
 
 def test_the_metrics_are_those_of_the_runs_own_evaluation(trained, found):
@@ -111,6 +113,17 @@ def test_what_makes_no_sense_is_refused(trained, names, given, says):
   folder = sorted(_folder(trained, "train/saes").iterdir())[0]
   with pytest.raises(ValueError, match=says):
     experiment.study(trained, names, [g.format(sae=folder) for g in given])
+
+
+def test_a_study_of_a_store_says_what_it_lacks(trained, tmp_path):
+  folder = sorted(_folder(trained, "train/saes").iterdir())[0]
+  config = trained.copy_and_resolve_references()
+  config.workdir = str(tmp_path)
+  with pytest.raises(ValueError, match="this workdir has none: harvest first"):
+    experiment.study(config, ["frequency"], [str(folder)])
+  config.data.source = str(next(_folder(trained, "store").iterdir()))
+  found = experiment.study(config, ["frequency"], [str(folder)])
+  assert found["results"]["frequency"]["saes"][0]["width"] == 96
 
 
 def test_no_sae_at_a_path_is_said(trained, tmp_path):

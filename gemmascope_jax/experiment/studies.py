@@ -6,7 +6,9 @@ tokens is kept, and every study that needs it reads it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.report import studies as study_report
 from gemmascope_jax.studies import (
+  frequency,
+  interpretability,
   measure,
   position,
   side_by_side,
@@ -33,7 +37,15 @@ from gemmascope_jax.studies.replacements import Constant
 from gemmascope_jax.studies.subjects import Subject, by_site, subject
 
 # In the paper's order.
-STUDIES = ("fidelity", "position", "uniformity")
+STUDIES = (
+  "fidelity",
+  "position",
+  "frequency",
+  "interpretability",
+  "uniformity",
+)
+_UNTRAINED = "untrained"
+_CONTEXT = 32  # tokens of a context that is explained or simulated
 _RESULTS, _REPORT, _PARTS = "results/studies", "report/studies", "results/parts"
 
 
@@ -48,6 +60,9 @@ class Bench:
     tokens: int32 [S, T], held-out sequences.
     subjects: the SAEs of each site that they replace.
     folder: for what is measured.
+    rows_store: activations with their tokens, of the run's training; None if SAEs
+      were given and the run has none.
+    untrained: an SAE of the run before its first step, or None.
   """
 
   config: Config
@@ -56,6 +71,8 @@ class Bench:
   tokens: np.ndarray
   subjects: dict[str, list[Subject]]
   folder: pathlib.Path
+  rows_store: Any
+  untrained: sae.SAE | None
 
   def rows(self) -> list[dict[str, Any]]:
     """A description of each SAE."""
@@ -128,7 +145,8 @@ def study(
   workdir = settings.workdir(config)
   results = {}
   for name in names:
-    result = _run(name, bench) | _provenance(bench)
+    # What a study says itself of its tokens counts: some read the store.
+    result = _provenance(bench) | _run(name, bench)
     artifacts.write_json(workdir / _RESULTS / f"{name}.json", result)
     results[name] = result
   page = study_report.build(workdir / _RESULTS, workdir / _REPORT, STUDIES)
@@ -136,48 +154,138 @@ def study(
 
 
 def _run(name: str, bench: Bench) -> dict[str, Any]:
-  if name == "uniformity":
-    if any(s.is_transcoder for each in bench.subjects.values() for s in each):
-      raise ValueError(
-        "study 'uniformity' is of SAEs, but a transcoder is among them: leave"
-        " it out"
-      )
-    found = uniformity.run(
-      bench.lm,
-      {
-        site: {s.name: s.sae for s in each}
-        for site, each in bench.subjects.items()
-      },
-      bench.tokens,
-      policy=bench.policy,
-      batch=bench.config.evaluate.batch,
-      folder=bench.folder,
-      progress=bench.config.progress,
-    )
-    said = uniformity.findings(found)
-  else:
-    measured = bench.measured()
-    if name == "fidelity":
-      found = side_by_side.result(bench.rows(), measured)
-      said = side_by_side.findings(found)
-    else:
-      rows, records = [], {}
-      for row in bench.rows():
-        record, spliced = measured[row["site"]]
-        one = spliced[row["name"]]
-        l0 = one.l0(record)
-        rows.append(row | {"l0": l0 and l0.to_dict()})
-        records[row["name"]] = (record, one)
-      found = position.result(rows, records)
-      said = position.findings(found)
+  found, said = {
+    "fidelity": _fidelity,
+    "position": _position,
+    "frequency": _frequency,
+    "interpretability": _interpretability,
+    "uniformity": _uniformity,
+  }[name](bench)
   return found | {"findings": [dataclasses.asdict(each) for each in said]}
+
+
+def _fidelity(bench: Bench):
+  found = side_by_side.result(bench.rows(), bench.measured())
+  return found, side_by_side.findings(found)
+
+
+def _position(bench: Bench):
+  measured, rows, records = bench.measured(), [], {}
+  for row in bench.rows():
+    record, spliced = measured[row["site"]]
+    one = spliced[row["name"]]
+    l0 = one.l0(record)
+    rows.append(row | {"l0": l0 and l0.to_dict()})
+    records[row["name"]] = (record, one)
+  found = position.result(rows, records)
+  return found, position.findings(found)
+
+
+def _frequency(bench: Bench):
+  site, saes = _of_one_site(bench, "frequency")
+  found = frequency.run(
+    saes,
+    bench.rows_store,
+    site,
+    rows=bench.config.evaluate.context_rows,
+    arrays=settings.workdir(bench.config) / _RESULTS / "frequency.npz",
+    progress=bench.config.progress,
+  )
+  found["tokens"] |= _trained_on(bench)
+  return found, frequency.findings(found)
+
+
+def _interpretability(bench: Bench):
+  """Explained and simulated by token statistics: no language model is asked."""
+  _, saes = _of_one_site(bench, "interpretability")
+  if bench.untrained is not None:
+    saes = saes | {_UNTRAINED: bench.untrained}
+  evaluate = bench.config.evaluate
+  length = min(_CONTEXT, bench.rows_store.tokens.shape[1] // 2)
+  gather = functools.partial(
+    interpretability.gather,
+    store=bench.rows_store,
+    design=interpretability.Design(latents=evaluate.latents, length=length),
+    rows=min(evaluate.context_rows, bench.rows_store.rows),
+    seed=bench.config.seed,
+    folder=bench.folder / "interpretability",
+    progress=bench.config.progress,
+  )
+  statistics = interpretability.TokenStatistics(tokenizer=bench.lm.tokenizer)
+  found = interpretability.run(
+    saes,
+    gather,
+    statistics,
+    statistics,
+    bench.folder / "interpretability",
+    untrained=[_UNTRAINED] if bench.untrained is not None else [],
+    seed=bench.config.seed,
+    progress=bench.config.progress,
+  )
+  counted = max(row["tokens"] for row in found["saes"])
+  found["tokens"] = {"counted": counted} | _trained_on(bench)
+  return found, interpretability.findings(found)
+
+
+def _uniformity(bench: Bench):
+  saes = {
+    site: {s.name: s.sae for s in each} for site, each in bench.subjects.items()
+  }
+  _require_no_transcoder(bench, "uniformity")
+  found = uniformity.run(
+    bench.lm,
+    saes,
+    bench.tokens,
+    policy=bench.policy,
+    batch=bench.config.evaluate.batch,
+    folder=bench.folder,
+    progress=bench.config.progress,
+  )
+  del found["tokens"]  # said for all studies alike
+  return found, uniformity.findings(found)
+
+
+def _of_one_site(bench: Bench, name: str) -> tuple[str, dict[str, sae.SAE]]:
+  """The site and SAEs of a study that reads a store."""
+  _require_no_transcoder(bench, name)
+  if len(bench.subjects) > 1:
+    raise ValueError(
+      f"study {name!r} is of SAEs of one site; given are some of"
+      f" {', '.join(bench.subjects)}: run it for each site"
+    )
+  ((site, subjects),) = bench.subjects.items()
+  if bench.rows_store is None:
+    raise ValueError(
+      f"study {name!r} reads activations of a store, and this workdir has"
+      " none: harvest first, or name one with --config.data.source=PATH"
+    )
+  return site, {s.name: s.sae for s in subjects}
+
+
+def _trained_on(bench: Bench) -> dict[str, Any]:
+  """Of what text a store's rows are: such as the SAEs were trained on."""
+  return {
+    "split": "train",
+    "sources": list(settings.sources(bench.config)),
+    "store": bench.rows_store.fingerprint,
+  }
+
+
+def _require_no_transcoder(bench: Bench, name: str) -> None:
+  if any(s.is_transcoder for each in bench.subjects.values() for s in each):
+    raise ValueError(
+      f"study {name!r} is of SAEs, but a transcoder is among them: leave it out"
+    )
 
 
 def _bench(config: Config, given: Sequence[str]) -> Bench:
   lm = settings.load_lm(config)
+  rows = untrained = None
   if given:
     subjects = [_parse(each) for each in given]
-    policy, trained_on = settings.token_policy(config, lm.tokenizer), None
+    with contextlib.suppress(FileNotFoundError):
+      rows = activations.open_rows(config)
+    policy = settings.token_policy(config, lm.tokenizer)
   else:
     if len(settings.input_sites(config)) > 1:
       raise ValueError(
@@ -188,17 +296,20 @@ def _bench(config: Config, given: Sequence[str]) -> Bench:
     subjects = [
       subject(sae.load(member.finished), member.name) for member in finished
     ]
+    untrained = sae.load(finished[0].initial)
     rows = activations.open_rows(config)
-    policy, trained_on = rows.policy, rows.keys
+    policy = rows.policy
   for each in subjects:
     each.check(lm, policy)
   return Bench(
     config=config,
     lm=lm,
     policy=policy,
-    tokens=_held_out(config, lm, trained_on),
+    tokens=_held_out(config, lm, None if rows is None else rows.keys),
     subjects=by_site(subjects),
     folder=settings.workdir(config) / _PARTS,
+    rows_store=rows,
+    untrained=untrained,
   )
 
 

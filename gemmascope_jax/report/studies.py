@@ -93,7 +93,8 @@ def page(
     )
   ]
   for name, result in results.items():
-    body = "".join(
+    seen = wording.tokens(result["tokens"])
+    body = f'<p class="lead">{escape(f"On {seen}.")}</p>' + "".join(
       f'<figure><div class="wide" tabindex="0" role="img" aria-label='
       f'"{escape(stem)}"><div class="plot">{svg}</div></div></figure>'
       for stem, svg in plots[name].items()
@@ -105,7 +106,6 @@ def page(
   bodies = "\n".join(
     f'<section id="{n}">\n<h2>{t}</h2>\n{b}\n</section>' for n, t, b in sections
   )
-  seen = wording.tokens(first["tokens"])
   provenance = {
     name: {
       key: result[key]
@@ -129,7 +129,6 @@ td.words{{white-space:normal;text-align:left;min-width:16rem}}</style>
 <body>
 <div class="top">
 <h1>{escape(title)}</h1>
-<p>{escape(f"Measured on {seen} that no SAE was trained on.")}</p>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </div>
 <main id="main">
