@@ -2,7 +2,13 @@
 
   python -m experiments.finetune
 
-RESULT
+Result at commit 4bc5fdf, 2 CPU cores, 13 minutes beside other work, stopped once by
+SIGTERM at step 162 and gone on: 93,955 tokens read, 35,617 of them the model's
+turns. Held-out loss of such, nats a token, over 64 conversations:
+
+  before   5.20 +- 0.15
+  after    3.61 +- 0.07
+  change  -1.59 +- 0.12, paired
 """
 
 import ml_collections

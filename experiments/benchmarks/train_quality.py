@@ -252,7 +252,11 @@ def _draw(best: dict[str, list[Point]]) -> None:
       linewidth=1.2,
       label=name,
     )
-  axis.set(xscale="log", xlabel="L0", ylabel="FVU on held-out rows")
+  axis.set(
+    xscale="log",
+    xlabel="L0 (active latents a row)",
+    ylabel="FVU on held-out rows",
+  )
   axis.legend(
     frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
   )

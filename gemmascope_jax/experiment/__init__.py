@@ -19,6 +19,7 @@ from gemmascope_jax.experiment.activations import harvest
 from gemmascope_jax.experiment.evaluation import evaluate
 from gemmascope_jax.experiment.members import calibrate, train
 from gemmascope_jax.experiment.settings import Config, check
+from gemmascope_jax.experiment.studies import STUDIES, study
 
 
 def make_report(

@@ -10,6 +10,10 @@ the submodule, and so stays.
 from gemmascope_jax.gemma import config, sites
 from gemmascope_jax.gemma.config import PRESETS, GemmaConfig, preset
 from gemmascope_jax.gemma.load import Gemma, load
-from gemmascope_jax.gemma.loss import next_token_losses, token_losses
+from gemmascope_jax.gemma.loss import (
+  centred_logits,
+  next_token_losses,
+  token_losses,
+)
 from gemmascope_jax.gemma.model import Output, forward, init
 from gemmascope_jax.gemma.sampling import Sample, sample

@@ -34,6 +34,7 @@ class Attention(nn.Module):
   local: bool
   dtype: jnp.dtype
   precision: Precision
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -86,6 +87,7 @@ class Attention(nn.Module):
       softcap=config.attn_softcap,
       precision=self.precision,
       offset=slot,
+      across_positions=self.across_positions,
     )
     z = between(z.reshape(*x.shape[:-1], -1))
     weight = self.param(
@@ -111,6 +113,7 @@ def attend(
   precision: Precision,
   block: int | None = None,
   offset: int | Array = 0,
+  across_positions: bool = True,
 ) -> Array:
   """Causal attention, soft-capped before the mask, softmax in float32.
 
@@ -126,6 +129,9 @@ def attend(
       chosen from T.
     offset: the first query stands where key `offset` does. If it is traced, no
       key can be left out beforehand, and all are looked at.
+    across_positions: False: the same values, but no gradient from a query's
+      output to the keys and values of other positions. Then `offset` must be a
+      Python int.
 
   Returns:
     [S, T, N, H] in the dtype of v. Finite even where no key is seen.
@@ -163,15 +169,29 @@ def attend(
         visible,
         softcap,
         precision,
+        None if across_positions else offset + start - first,
       )
     )
   out = jnp.concatenate(outputs, axis=2)  # [S, K, T, G, H]
   return out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
 
 
-def _attend_block(q, k, v, visible, softcap, precision) -> Array:
-  """[S,K,Q,G,H], [S,K,R,H] twice, bool [S,1,Q,1,R] -> [S,K,Q,G,H]."""
+def _attend_block(q, k, v, visible, softcap, precision, own=None) -> Array:
+  """[S,K,Q,G,H], [S,K,R,H] twice, bool [S,1,Q,1,R] -> [S,K,Q,G,H].
+
+  With `own`, the place of the first query's own key, gradients reach the key
+  and value of the query's own position only.
+  """
   sequences, kv_heads, queries, group, width = q.shape
+  if own is not None:
+    # Zeros, whose gradient is that of each query's own key and value.
+    mine = lambda x: x[:, :, own : own + queries, None]
+    own_k = mine(k - jax.lax.stop_gradient(k))  # [S, K, Q, 1, H]
+    own_v = mine(v - jax.lax.stop_gradient(v))
+    k, v = jax.lax.stop_gradient(k), jax.lax.stop_gradient(v)
+    diagonal = (
+      jnp.arange(k.shape[2])[None, :] == own + jnp.arange(queries)[:, None]
+    )[None, None, :, None, :]
   batched = ((0, 1), (0, 1))
   scores = jax.lax.dot_general(
     q.reshape(sequences, kv_heads, queries * group, width),
@@ -179,10 +199,12 @@ def _attend_block(q, k, v, visible, softcap, precision) -> Array:
     (((3,), (3,)), batched),
     precision=precision,
     preferred_element_type=jnp.float32,
-  )
+  ).reshape(sequences, kv_heads, queries, group, -1)
+  if own is not None:
+    mine = (jax.lax.stop_gradient(q) * own_k).sum(axis=-1, keepdims=True)
+    scores += diagonal * mine.astype(jnp.float32)
   if softcap is not None:
     scores = softcap * jnp.tanh(scores / softcap)
-  scores = scores.reshape(sequences, kv_heads, queries, group, -1)
   scores = jnp.where(visible, scores, _HIDDEN)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
@@ -193,5 +215,7 @@ def _attend_block(q, k, v, visible, softcap, precision) -> Array:
     (((3,), (2,)), batched),
     precision=precision,
     preferred_element_type=jnp.float32,
-  )
-  return (out.reshape(q.shape) / total).astype(v.dtype)
+  ).reshape(q.shape)
+  if own is not None:
+    out += (weights * diagonal).sum(axis=-1, keepdims=True) * own_v
+  return (out / total).astype(v.dtype)

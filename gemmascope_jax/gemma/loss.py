@@ -18,20 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gemmascope_jax.gemma import vocabulary
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import Precision, rms_norm
 from gemmascope_jax.gemma.model import PRECISION, forward
 
 Array = jax.Array
-
-
-# Words in a chunk; measured best on a CPU for 2,048 tokens of Gemma 3 270M.
-CHUNK = 1024
-
-# Every chunk takes rows from all of up to this many equal parts of the
-# vocabulary: where it is sharded, all devices work on every chunk, each on its
-# own rows.
-_PARTS = 16
 
 
 def token_losses(
@@ -40,7 +32,7 @@ def token_losses(
   residual: Array,
   targets: Array,
   *,
-  chunk: int = CHUNK,
+  chunk: int = vocabulary.CHUNK,
   precision: Precision = PRECISION,
 ) -> Array:
   """Cross-entropy of each target given the residual stream at its position.
@@ -62,31 +54,14 @@ def token_losses(
   Raises:
     ValueError: targets and residual do not fit, or chunk is not positive.
   """
-  if residual.shape != (*targets.shape, config.width):
-    raise ValueError(
-      f"residual of shape {residual.shape} for targets of shape"
-      f" {targets.shape}: expected {(*targets.shape, config.width)}"
-    )
-  if chunk < 1:
-    raise ValueError(f"chunk = {chunk}: expected at least one word")
+  vocabulary.check_targets(config, residual, targets, chunk)
   table = params["embedder"]["embedding"]
   hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
   hidden = hidden.reshape(-1, config.width)
-  right = jnp.einsum(
-    "xd,xd->x",
-    hidden.astype(jnp.float32),
-    jnp.take(table, targets.reshape(-1), axis=0, mode="fill").astype(
-      jnp.float32
-    ),
-    precision=precision,
-  )
-  right = _cap(right, config.final_softcap)
+  right = vocabulary.target_logits(table, hidden, targets, precision)
+  right = vocabulary.soft_cap(right, config.final_softcap)
   total = _log_sum_exp(table, hidden, config.final_softcap, chunk, precision)
   return (total - right).reshape(targets.shape)
-
-
-def _cap(logits: Array, cap: float | None) -> Array:
-  return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -103,16 +78,18 @@ def _log_sum_exp(
   def add(carry, rows):
     """One more chunk into each part's running maximum and sum, [P, X]."""
     top, total = carry
-    logits = _cap(_logits(rows, columns, precision), cap)
+    logits = vocabulary.soft_cap(
+      vocabulary.chunk_logits(rows, columns, precision), cap
+    )
     high = jnp.maximum(top, jnp.max(logits, axis=1))
     total = total * jnp.exp(top - high) + jnp.sum(
       jnp.exp(logits - high[:, None]), axis=1
     )
     return (high, total), ()
 
-  shape = (_parts(table.shape[0]), hidden.shape[0])
+  shape = (vocabulary.part_count(table.shape[0]), hidden.shape[0])
   carry = jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32)
-  (top, total), _ = _over_chunks(add, carry, table, chunk)
+  (top, total), _ = vocabulary.fold(add, carry, table, chunk)
   return jax.nn.logsumexp(top + jnp.log(total), axis=0)
 
 
@@ -128,7 +105,9 @@ def _backwards(cap, chunk, precision, saved, gradient):
 
   def add(carry, rows):
     """One more chunk into the gradient of the columns, [D, X]."""
-    logits = _cap(_logits(rows, columns, precision), cap)
+    logits = vocabulary.soft_cap(
+      vocabulary.chunk_logits(rows, columns, precision), cap
+    )
     slope = jnp.exp(logits - found[None, None]) * gradient[None, None]
     if cap is not None:
       slope *= 1.0 - jnp.square(logits / cap)
@@ -140,63 +119,11 @@ def _backwards(cap, chunk, precision, saved, gradient):
     return carry + product("pcd,pcx->dx", rows, slope), by_rows
 
   carry = jnp.zeros(columns.shape, jnp.float32)
-  by_columns, by_table = _over_chunks(add, carry, table, chunk)
+  by_columns, by_table = vocabulary.fold(add, carry, table, chunk)
   return by_table, by_columns.T.astype(hidden.dtype)
 
 
 _log_sum_exp.defvjp(_forwards, _backwards)
-
-
-def _logits(rows: Array, columns: Array, precision: Precision) -> Array:
-  """[P, C, D], [D, X] -> float32 [P, C, X], before the soft-cap."""
-  return jnp.einsum(
-    "pcd,dx->pcx",
-    rows,
-    columns,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def _parts(words: int) -> int:
-  """P: the largest number up to `_PARTS` that divides the vocabulary."""
-  return next(p for p in range(_PARTS, 0, -1) if words % p == 0)
-
-
-def _over_chunks(add, carry, table: Array, chunk: int):
-  """Folds `add` over the table's chunks, rows [P, C, D] each.
-
-  Args:
-    add: (carry, rows) -> (carry, array like rows, or an empty tuple).
-    carry: the first carry.
-    table: [V, D].
-    chunk: words in a chunk.
-
-  Returns:
-    The last carry, and add's arrays in the order of the table.
-  """
-  words, width = table.shape
-  parts = _parts(words)
-  table = table.reshape(parts, words // parts, width)
-  step = max(1, min(chunk, words) // parts)
-  whole, rest = divmod(words // parts, step)
-
-  def body(carry, index):
-    rows = jax.lax.dynamic_slice_in_dim(table, index * step, step, axis=1)
-    return add(carry, rows)
-
-  carry, out = jax.lax.scan(body, carry, jnp.arange(whole))
-  out = jax.tree.map(_joined, out)
-  if rest:
-    carry, last = add(carry, table[:, whole * step :])
-    out = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), out, last)
-  return carry, jax.tree.map(lambda x: x.reshape(words, width), out)
-
-
-def _joined(chunks: Array) -> Array:
-  """[chunks, P, C, D] -> [P, chunks * C, D]."""
-  chunks = chunks.swapaxes(0, 1)
-  return chunks.reshape(chunks.shape[0], -1, chunks.shape[-1])
 
 
 def next_token_losses(
@@ -207,7 +134,7 @@ def next_token_losses(
   edits: Mapping[str, Any] | None = None,
   mask: Array | None = None,
   start: tuple[int, Array] | None = None,
-  chunk: int = CHUNK,
+  chunk: int = vocabulary.CHUNK,
   precision: Precision = PRECISION,
 ) -> Array:
   """Cross-entropy of every token but the first, given those before it.
@@ -243,3 +170,65 @@ def next_token_losses(
     chunk=chunk,
     precision=precision,
   )
+
+
+def centred_logits(
+  config: GemmaConfig,
+  params: Mapping[str, Any],
+  residual: Array,
+  targets: Array,
+  *,
+  softcap: bool = True,
+  chunk: int = vocabulary.CHUNK,
+  precision: Precision = PRECISION,
+) -> Array:
+  """Logit of each target less the mean logit over the vocabulary.
+
+  Final norm, tied unembedding and final soft-cap as in `forward`; computed in
+  float32. Differentiable in the residual stream and the parameters; backwards
+  the logits are made again, a chunk at a time.
+
+  Args:
+    config: the architecture.
+    params: needs `embedder` and `final_norm`.
+    residual: [S, T, D], after the last layer, before the final norm.
+    targets: int [S, T], the token that comes next at each position.
+    softcap: False: logits before the final soft-cap; then the mean logit is
+      that of the mean embedding, and no chunk is needed.
+    chunk: as in `token_losses`.
+    precision: of the matrix products.
+
+  Returns:
+    float32 [S, T].
+
+  Raises:
+    ValueError: targets and residual do not fit, or chunk is not positive.
+  """
+  vocabulary.check_targets(config, residual, targets, chunk)
+  table = params["embedder"]["embedding"]
+  hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
+  hidden = hidden.reshape(-1, config.width)
+  cap = config.final_softcap if softcap else None
+  right = vocabulary.soft_cap(
+    vocabulary.target_logits(table, hidden, targets, precision), cap
+  )
+  if cap is None:
+    centre = table.astype(jnp.float32).mean(axis=0)
+    mean = jnp.einsum(
+      "xd,d->x", hidden.astype(jnp.float32), centre, precision=precision
+    )
+  else:
+    columns = hidden.T
+
+    @jax.checkpoint
+    def add(total, rows):
+      """One more chunk into each part's sum of logits, [P, X]."""
+      logits = vocabulary.soft_cap(
+        vocabulary.chunk_logits(rows, columns, precision), cap
+      )
+      return total + logits.sum(axis=1), ()
+
+    shape = (vocabulary.part_count(table.shape[0]), hidden.shape[0])
+    total, _ = vocabulary.fold(add, jnp.zeros(shape, jnp.float32), table, chunk)
+    mean = total.sum(axis=0) / table.shape[0]
+  return (right - mean).reshape(targets.shape)

@@ -91,6 +91,7 @@ class Block(nn.Module):
   precision: Precision
   taps: frozenset[sites.Site]
   edits: Mapping[sites.Site, Edit]
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -125,7 +126,12 @@ class Block(nn.Module):
     y = norm(name="pre_attention_norm")(x)
     local = config.is_local(self.layer)
     attention = Attention(
-      config, local, self.dtype, self.precision, name="attn"
+      config,
+      local,
+      self.dtype,
+      self.precision,
+      self.across_positions,
+      name="attn",
     )
     y, cached = attention(
       y, rope, mask, functools.partial(visit, "att"), cached, slot
@@ -143,6 +149,7 @@ class Model(nn.Module):
   config: GemmaConfig
   dtype: jnp.dtype
   precision: Precision = PRECISION
+  across_positions: bool = True
 
   @nn.compact
   def __call__(
@@ -184,6 +191,7 @@ class Model(nn.Module):
     }
     acts = {}
     for layer in layers:
+      name = f"layer_{layer}"
       block = Block(
         config,
         layer,
@@ -191,9 +199,9 @@ class Model(nn.Module):
         self.precision,
         frozenset(site for site in taps if site.layer == layer),
         {site: edit for site, edit in edits.items() if site.layer == layer},
-        name=f"layer_{layer}",
+        self.across_positions,
+        name=name,
       )
-      name = f"layer_{layer}"
       x, seen, cached = block(
         x, ropes[config.is_local(layer)], mask, caches.get(name), slot
       )
@@ -228,11 +236,13 @@ def forward(
   start: tuple[int, Array] | None = None,
   cache: kv_cache.Cache | None = None,
   precision: Precision = PRECISION,
+  across_positions: bool = True,
 ) -> Output:
   """Runs the model.
 
-  Pure; under `jax.jit`, config, taps, edits, num_layers and precision are
-  static. Differentiable in params, in `start` and through the edits.
+  Pure; under `jax.jit`, config, taps, edits, num_layers, precision and
+  across_positions are static. Differentiable in params, in `start` and through
+  the edits.
 
   Args:
     config: the architecture.
@@ -260,6 +270,12 @@ def forward(
       only, and the same as if all had been given at once. Tokens beyond a
       traced cache's capacity give NaN.
     precision: of every matrix product, as `jax.lax.Precision`.
+    across_positions: False: the same values, but gradients do not flow from
+      one position to another. The gradient of a sum over positions is then, at
+      each position, that of its own term alone: all of them for the price of
+      one. (What comes later cannot reach an earlier position, and what came
+      earlier does not depend on a later one, so this cut changes nothing
+      else.)
 
   Returns:
     The logits, the tapped activations, the last residual stream and the cache.
@@ -268,7 +284,8 @@ def forward(
     ValueError: a site that the model lacks or that does not run, a layer whose
       parameters are missing, a number of layers out of range, an edit that
       changes the shape, a residual stream, mask or cache of another shape, a
-      mask that is not bool, a cache that lacks a layer or is full.
+      mask that is not bool, a cache that lacks a layer, is full, or stands
+      beside across_positions=False.
   """
   total = config.num_layers
   first, stream = (0, None) if start is None else start
@@ -293,10 +310,15 @@ def forward(
   with_logits = logits and num_layers is None
   dtype = _require(config, params, layers, with_logits, stream)
   if cache is not None:
+    if not across_positions:
+      raise ValueError(
+        "across_positions=False with a cache: expected no cache, as gradients"
+        " are of whole sequences"
+      )
     kv_cache.check(config, cache, tokens.shape, layers, dtype)
   if stream is not None:
     stream = stream.astype(dtype)
-  model = Model(config, dtype, precision)
+  model = Model(config, dtype, precision, across_positions)
   found, acts, residual, cache = model.apply(
     {"params": params},
     tokens,

@@ -71,3 +71,76 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
   residual = numerators - mean * denominators
   variance = n / (n - 1) * np.square(residual).sum() / total**2
   return Estimate(float(mean), float(np.sqrt(variance)), n)
+
+
+def combination(
+  coefficients: np.ndarray, numerators: np.ndarray, denominators: np.ndarray
+) -> Estimate:
+  """A linear combination of ratios that share their sequences.
+
+  A trend over SAEs is one, and so is a difference: what the ratios have in
+  common, the text above all, cancels in each sequence's residual,
+
+    e_s = sum_k c_k (a_ks - R_k b_ks) / B_k,   se^2 = n / (n - 1) sum_s e_s^2.
+
+  Args:
+    coefficients: float [K].
+    numerators: float [K, n], each ratio's sums of each sequence.
+    denominators: float [K, n], their weights. A sequence of weight 0 in all
+      ratios is left out.
+
+  Returns:
+    sum_k c_k R_k and its standard error over sequences.
+
+  Raises:
+    ValueError: shapes that do not fit, or a ratio without weight.
+  """
+  c = np.asarray(coefficients, np.float64)
+  a = np.asarray(numerators, np.float64)
+  b = np.asarray(denominators, np.float64)
+  if a.shape != b.shape or a.shape[:1] != c.shape or a.ndim != 2:
+    raise ValueError(
+      f"coefficients, numerators and denominators have shapes {c.shape},"
+      f" {a.shape} and {b.shape}: expected [K], [K, n] and [K, n]"
+    )
+  counted = (b != 0).any(axis=0)
+  a, b = a[:, counted], b[:, counted]
+  n, total = b.shape[1], b.sum(axis=1)
+  if n == 0 or not total.all():
+    raise ValueError(
+      "nothing to average: no sequence has a token that counts under this"
+      " token policy"
+    )
+  ratios = a.sum(axis=1) / total
+  mean = float(c @ ratios)
+  if n == 1:
+    return Estimate(mean, None, n)
+  weights = (c / total)[:, None]
+  residual = (weights * (a - ratios[:, None] * b)).sum(axis=0)
+  variance = n / (n - 1) * np.square(residual).sum()
+  return Estimate(mean, float(np.sqrt(variance)), n)
+
+
+def paired_difference(
+  numerators: np.ndarray,
+  denominators: np.ndarray,
+  other_numerators: np.ndarray,
+  other_denominators: np.ndarray,
+) -> Estimate:
+  """One ratio less another over the same sequences, with its standard error.
+
+  Args:
+    numerators: float [n], each sequence's sum of the first ratio.
+    denominators: float [n], its weight.
+    other_numerators: float [n], the same of the ratio that is subtracted.
+    other_denominators: float [n].
+
+  Returns:
+    sum(numerators) / sum(denominators) less that of the others; see
+    `combination`.
+  """
+  return combination(
+    np.array([1.0, -1.0]),
+    np.stack([numerators, other_numerators]),
+    np.stack([denominators, other_denominators]),
+  )

@@ -18,7 +18,16 @@ from gemmascope_jax.sae.sae import SAE
 
 
 class Replacement(flax.struct.PyTreeNode):
-  """Base of all: see the module."""
+  """Base of all: see the module.
+
+  Attributes:
+    reads: the site whose activation `reconstruct` is given; None: the one that
+      is replaced.
+  """
+
+  reads: str | None = flax.struct.field(
+    pytree_node=False, default=None, kw_only=True
+  )
 
   def reconstruct(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(x_hat, active) for x [..., D]."""
@@ -26,7 +35,7 @@ class Replacement(flax.struct.PyTreeNode):
 
 
 class FromSAE(Replacement):
-  """An SAE's reconstruction."""
+  """An SAE's reconstruction; with `reads`, a transcoder's."""
 
   sae: SAE
 
@@ -34,7 +43,7 @@ class FromSAE(Replacement):
     """Decodes the encoded activation."""
     latents = self.sae.encode(x)
     active = (latents > 0).sum(axis=-1).astype(jnp.float32)
-    return self.sae.decode(latents), active
+    return self.sae.decode(latents, x), active
 
 
 class Constant(Replacement):

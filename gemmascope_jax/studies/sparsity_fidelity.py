@@ -17,7 +17,6 @@ from gemmascope_jax.studies.records import (
   SiteRecord,
   SpliceRecord,
   concatenate,
-  masked_sum,
 )
 from gemmascope_jax.studies.replacements import Constant, FromSAE
 
@@ -36,7 +35,12 @@ class Fidelity:
     delta_loss: loss_spliced - loss_clean, paired.
     loss_recovered: 1 - delta_loss / (loss_zero - loss_clean).
     fvu: fraction of variance unexplained.
-    l0: active latents a token.
+    l0: active latents a token; None for what has none.
+    kl: divergence of the next token's distribution from the model's own, nats
+      a token; None where all sites are spliced at once.
+    cosine: mean cosine of activation and reconstruction.
+    bias: relative reconstruction bias gamma; below 1 reconstructions are too
+      small (Gated SAE paper, 4.2). None for zero ablation.
   """
 
   loss_clean: Estimate
@@ -45,7 +49,10 @@ class Fidelity:
   delta_loss: Estimate
   loss_recovered: Estimate
   fvu: Estimate
-  l0: Estimate
+  l0: Estimate | None
+  kl: Estimate | None
+  cosine: Estimate
+  bias: Estimate | None
 
 
 def fidelity(
@@ -95,7 +102,6 @@ def fidelity(
       shifts.setdefault(site, record[0].shift)
       records[site].append(record)
     if joint:
-      kept = np.asarray(policy.keep_loss(part))
       for found, each in (
         (together, {site: FromSAE(sae) for site, sae in saes.items()}),
         (
@@ -106,8 +112,7 @@ def fidelity(
           },
         ),
       ):
-        losses = splice.joint_losses(lm, each, part, policy)
-        found.append(masked_sum(losses, kept))
+        found.append(splice.joint_losses(lm, each, part, policy))
   results = {}
   for site in saes:
     record: SiteRecord = concatenate([pair[0] for pair in records[site]])
@@ -115,6 +120,7 @@ def fidelity(
     zero = concatenate([pair[1][_ZERO] for pair in records[site]])
     if joint:
       spliced.loss = np.concatenate(together)
+      spliced.kl = np.full_like(spliced.kl, np.nan)
       zero.loss = np.concatenate(zeros)
     results[site] = summarise(record, spliced, zero)
   return results
@@ -132,6 +138,9 @@ def summarise(
     loss_recovered=spliced.loss_recovered(site, zero),
     fvu=spliced.fvu(site),
     l0=spliced.l0(site),
+    kl=None if np.isnan(spliced.kl).any() else spliced.divergence(site),
+    cosine=spliced.cosine(site),
+    bias=spliced.bias(site),
   )
 
 
@@ -154,8 +163,17 @@ def check_tokens(lm, tokens) -> np.ndarray:
   return tokens.astype(np.int32)
 
 
-def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
+def check_sae(
+  lm, site: str, sae: SAE, policy: TokenPolicy, *, target: str | None = None
+) -> None:
   """Refuses an SAE that was not made for this site of this model.
+
+  Args:
+    lm: a `Gemma`.
+    site: where it reads.
+    sae: an SAE, or a transcoder.
+    policy: of the evaluation.
+    target: where a transcoder writes; None: an SAE is asked for.
 
   Raises:
     ValueError: names what differs.
@@ -166,16 +184,28 @@ def check_sae(lm, site: str, sae: SAE, policy: TokenPolicy) -> None:
       f"the SAE was trained at site {sae.config.site}, not {site}: splice it"
       " where it belongs"
     )
-  if sae.config.target_site is not None:
+  if sae.config.target_site != target:
     raise ValueError(
       f"a transcoder from {site} to {sae.config.target_site} does not"
-      " reconstruct what it reads: splicing it is not supported yet"
+      " reconstruct what it reads: it can't be spliced in where an SAE is; the"
+      " studies of `python -m experiments.evaluate --study` know how"
+      if target is None
+      else f"{target} is not where this transcoder writes"
+      f" ({sae.config.target_site})"
     )
   if sae.site_width != width:
     raise ValueError(
       f"the SAE reads activations of width {sae.site_width}, but {site} of"
       f" {lm.config.name} has width {width}: it is of another model or site"
     )
+  if target is not None:
+    width = sites.site_width(lm.config, sites.check(lm.config, target))
+    if sae.target_width != width:
+      raise ValueError(
+        f"the transcoder writes activations of width {sae.target_width}, but"
+        f" {target} of {lm.config.name} has width {width}: it is of another"
+        " model or site"
+      )
   trained_on = sae.config.details().get("weights_hash")
   if trained_on not in (None, lm.weights_hash):
     raise ValueError(

@@ -20,12 +20,13 @@ import numpy as np
 from gemmascope_jax import gemma
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.gemma import sites
-from gemmascope_jax.studies.records import (
-  SiteRecord,
-  SpliceRecord,
-  masked_sum,
-)
+from gemmascope_jax.gemma.divergence import divergence
+from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
 from gemmascope_jax.studies.replacements import Replacement
+
+# Replacements whose predictions are computed together: each has the model's own
+# logits to be compared with, which are made once for all of them.
+_AT_ONCE = 4
 
 
 def run_batch(
@@ -35,6 +36,8 @@ def run_batch(
   tokens: np.ndarray,
   policy: TokenPolicy,
   shift: np.ndarray | None = None,
+  *,
+  splice_special: bool = False,
 ) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
   """The records of one batch of sequences.
 
@@ -46,41 +49,59 @@ def run_batch(
     policy: which positions are spliced and counted.
     shift: float64 [D] near the site's mean, the same for all batches of a
       study; None: this batch's own mean.
+    splice_special: whether positions that the policy excludes are spliced too,
+      but for padding; they are never counted.
 
   Returns:
     The site's record and one record a replacement.
   """
   where = sites.check(lm.config, site)
+  reads = sorted({r.reads for r in replacements.values() if r.reads})
+  for name in reads:
+    sites.check(lm.config, name)
   tokens = jnp.asarray(tokens)
   mask = tokens != policy.pad_id
   keep = policy.keep(tokens)
-  before, residual, x, losses = _clean(
-    lm.config, str(where), lm.params, tokens, mask
+  before, residual, acts, losses = _clean(
+    lm.config, str(where), tuple(reads), lm.params, tokens, mask
   )
+  x = acts[str(where)]
   kept, kept_loss = np.asarray(keep), np.asarray(policy.keep_loss(tokens))
   if shift is None:
     some = kept if kept.any() else np.ones_like(kept)
     shift = np.asarray(x, np.float64)[some].mean(axis=0)
-  record = SiteRecord.of(x, kept, shift, losses, kept_loss)
-  records = {}
-  for name, replacement in replacements.items():
-    loss, squared_error, active = _spliced(
+  special = np.asarray(mask) & ~kept
+  record = SiteRecord.of(x, kept, special, shift, losses, kept_loss)
+  near = jnp.asarray(shift, jnp.float32)
+  given = (tokens, mask, keep, mask if splice_special else keep)
+  parts, streams = [], []
+  for replacement in replacements.values():
+    part, stream = _spliced(
       lm.config,
       str(where),
       lm.params,
-      tokens,
-      mask,
-      keep,
+      given,
       before,
       x,
+      acts[replacement.reads or str(where)],
       residual,
+      near,
       replacement,
     )
-    records[name] = SpliceRecord(
-      squared_error=masked_sum(squared_error, kept),
-      active=masked_sum(active, kept),
-      loss=masked_sum(loss, kept_loss),
-    )
+    parts.append(part)
+    streams.append(stream)
+  predictions = []
+  for start in range(0, len(streams), _AT_ONCE):
+    some = jnp.stack(streams[start : start + _AT_ONCE])
+    found = _predictions(lm.config, lm.params, residual, some, tokens)
+    predictions += zip(*map(np.asarray, found), strict=True)
+  records = {}
+  for name, part, (loss, kl) in zip(
+    replacements, parts, predictions, strict=True
+  ):
+    part = {key: np.asarray(value) for key, value in part.items()}
+    part["moments"] = part["moments"][None].astype(np.float64)
+    records[name] = SpliceRecord(loss=loss, kl=kl, **part)
   return record, records
 
 
@@ -107,32 +128,51 @@ def joint_losses(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _clean(config, site, params, tokens, mask):
-  """(stream before the site's block, last stream, x, losses) unspliced."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _clean(config, site, reads, params, tokens, mask):
+  """(stream before the site's block, last stream, acts, losses) unspliced."""
   where = sites.parse(site)
-  taps = [site]
+  taps = {site, *reads}
+  before = None
   if where.layer and where.kind != "res":
-    taps.append(f"res.{where.layer - 1}")
+    before = f"res.{where.layer - 1}"
+    taps.add(before)
   out = gemma.forward(
-    config, params, tokens, taps=tuple(taps), mask=mask, logits=False
+    config, params, tokens, taps=tuple(sorted(taps)), mask=mask, logits=False
   )
-  before = out.acts.get(taps[-1]) if len(taps) > 1 else None
   losses = gemma.token_losses(
     config, params, out.residual[:, :-1], tokens[:, 1:]
   )
-  return before, out.residual, out.acts[site].astype(jnp.float32), losses
+  acts = {name: out.acts[name].astype(jnp.float32) for name in (site, *reads)}
+  return before and out.acts[before], out.residual, acts, losses
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _spliced(
-  config, site, params, tokens, mask, keep, before, x, residual, replacement
+  config, site, params, given, before, x, source, residual, near, replacement
 ):
-  """(losses, squared error, active) with one replacement."""
+  """(numbers of each token, last stream) with one replacement."""
+  tokens, mask, keep, splice = given
   where = sites.parse(site)
-  x_hat, active = replacement.reconstruct(x)
-  squared_error = jnp.square(x_hat - x).sum(axis=-1)
-  spliced = jnp.where(keep[:, :, None], x_hat, x)
+  x_hat, active = replacement.reconstruct(source)
+  error, kept = x_hat - x, keep[:, :, None]
+  moved = x_hat - near[None, None]
+  total = lambda values: jnp.where(kept, values, 0).sum(axis=(0, 1))
+  part = {
+    "squared_error": jnp.square(error).sum(axis=-1),
+    "active": active,
+    "norm": jnp.square(x_hat).sum(axis=-1),
+    "dot": (x_hat * x).sum(axis=-1),
+    "moments": jnp.stack(
+      [
+        total(error),
+        total(moved),
+        total(jnp.square(moved)),
+        total(moved * (x - near[None, None])),
+      ]
+    ),
+  }
+  spliced = jnp.where(splice[:, :, None], x_hat, x)
   if where.kind == "res":
     start, edits = (where.layer + 1, spliced), None
   else:
@@ -141,10 +181,15 @@ def _spliced(
   out = gemma.forward(
     config, params, tokens, edits=edits, mask=mask, logits=False, start=start
   )
-  losses = gemma.token_losses(
-    config, params, out.residual[:, :-1], tokens[:, 1:]
+  return part, out.residual
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predictions(config, params, own, edited, tokens):
+  """`divergence` of last streams."""
+  return divergence(
+    config, params, own[:, :-1], edited[:, :, :-1], tokens[:, 1:]
   )
-  return losses, squared_error, active
 
 
 @functools.partial(jax.jit, static_argnums=0)

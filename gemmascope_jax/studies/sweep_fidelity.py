@@ -11,25 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
-from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.sae.sae import SAE, SAEConfig
-from gemmascope_jax.studies import replacements, sparsity_fidelity, splice
-from gemmascope_jax.studies.records import (
-  SiteRecord,
-  SpliceRecord,
-  concatenate,
-)
+from gemmascope_jax.studies import measure, replacements, sparsity_fidelity
 
 _ZERO = "zero ablation"
 _MEAN = "mean ablation"
@@ -138,16 +129,16 @@ def run(
     _MEAN: replacements.Constant(jnp.asarray(mean, jnp.float32)),
     _ZERO: replacements.Constant(jnp.zeros(len(mean), jnp.float32)),
   }
-  record, records = _records(
+  record, records = measure.measure(
     lm,
     site,
     stand_ins,
     tokens,
     policy,
     mean,
-    batch,
-    pathlib.Path(folder),
-    progress,
+    folder,
+    batch=batch,
+    progress=progress,
   )
   extra = {
     blank: {"of": names[nearest]},
@@ -185,77 +176,6 @@ def _on_device(sae: SAE) -> SAE:
   # Without its provenance, which is static, all of one shape compile once.
   config = SAEConfig(k=sae.config.k)
   return jax.tree.map(jnp.asarray, sae.replace(config=config))
-
-
-def _records(
-  lm, site, stand_ins, tokens, policy, mean, batch, folder, progress
-) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
-  """Runs every batch that is not on disk yet, and joins them all."""
-  key = artifacts.fingerprint(
-    [
-      lm.weights_hash,
-      str(jax.tree.leaves(lm.params)[0].dtype),
-      artifacts.code_version(),
-      site,
-      artifacts.sha256_arrays([tokens, mean]),
-      policy,
-      batch,
-      [
-        [name, artifacts.sha256_arrays(jax.tree.leaves(each))]
-        for name, each in stand_ins.items()
-      ],
-    ]
-  )
-  parts = splice.batches(tokens, batch, policy.pad_id)
-  found = []
-  bar = tqdm.tqdm(
-    total=len(tokens),
-    desc=f"evaluate {len(stand_ins)} replacements",
-    unit="sequence",
-    disable=not progress or jax.process_index() > 0,
-  )
-  for number, part in enumerate(parts):
-    path = folder / f"{key}_{number:05d}.npz"
-    pair = _read_part(path, stand_ins)
-    if pair is None:
-      pair = splice.run_batch(lm, site, stand_ins, part, policy, mean)
-      _write_part(path, *pair)
-    found.append(pair)
-    bar.update(min(batch, len(tokens) - number * batch))
-  bar.close()
-  return (
-    concatenate([pair[0] for pair in found]),
-    {
-      name: concatenate([pair[1][name] for pair in found]) for name in stand_ins
-    },
-  )
-
-
-def _write_part(path, record, records) -> None:
-  arrays = {f"site|{k}": v for k, v in vars(record).items()}
-  for name, each in records.items():
-    arrays |= {f"{name}|{k}": v for k, v in vars(each).items()}
-  with artifacts.atomic_write(path) as file:
-    np.savez(file, **arrays)
-
-
-def _read_part(path, names) -> tuple | None:
-  """What `_write_part` wrote; None if there is nothing whole to read."""
-  if not (path.exists() and zipfile.is_zipfile(path)):
-    return None
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-
-      def read(kind, name):
-        fields = dataclasses.fields(kind)
-        return kind(**{f.name: archive[f"{name}|{f.name}"] for f in fields})
-
-      return (
-        read(SiteRecord, "site"),
-        {name: read(SpliceRecord, name) for name in names},
-      )
-  except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError):
-    return None  # measured again: it is a cache
 
 
 def _row(name, record, spliced, zero) -> dict[str, Any]:

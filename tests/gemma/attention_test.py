@@ -92,3 +92,41 @@ def test_nothing_to_see_gives_no_nan_even_in_gradients():
   )
   for array in (found, *gradients):
     assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize(("window", "block"), [(None, 5), (4, 5), (1, None)])
+def test_gradients_of_own_positions_only(kv_heads, window, block):
+  """Against the gradient of one query's output at a time."""
+  q, k, v = _inputs(tokens=13, kv_heads=kv_heads)
+  mask = np.ones((2, 13), bool)
+  mask[1, :3] = False
+  weights = np.random.default_rng(2).normal(size=q.shape).astype(np.float32)
+
+  def attend(q, k, v, across):
+    return attention.attend(
+      q,
+      k,
+      v,
+      mask,
+      window=window,
+      softcap=1.5,
+      precision="highest",
+      block=block,
+      across_positions=across,
+    )
+
+  np.testing.assert_array_equal(attend(q, k, v, False), attend(q, k, v, True))
+  total = lambda *x: (weights * attend(*x, False)).sum()
+  found = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, k, v)
+
+  @jax.jit
+  @jax.vmap
+  def brute(here):
+    one = lambda *x: (weights * attend(*x, True))[:, here].sum()
+    return jax.grad(one, argnums=(0, 1, 2))(q, k, v)
+
+  whole = brute(np.arange(13))
+  for mine, slope in zip(found, whole, strict=True):
+    own = np.stack([slope[t][:, t] for t in range(13)], axis=1)
+    np.testing.assert_allclose(mine, own, atol=2e-5)

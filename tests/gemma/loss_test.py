@@ -217,3 +217,54 @@ def test_chunk_of_no_words():
   config, params, residual, targets = _case()
   with pytest.raises(ValueError, match="chunk = 0"):
     gemma.token_losses(config, params, residual, targets, chunk=0)
+
+
+@pytest.mark.parametrize("softcap", [True, False])
+@pytest.mark.parametrize(
+  ("vocabulary", "cap", "chunk"), [(90, 5.0, 64), (83, 5.0, 10), (90, None, 7)]
+)
+def test_centred_logits_equal_torch(softcap, vocabulary, cap, chunk):
+  import torch
+
+  config, params, residual, targets = _case(vocabulary, cap)
+  weights = np.random.default_rng(4).normal(size=targets.shape)
+  table, scale, x = (
+    torch.tensor(np.float64(a), requires_grad=True)
+    for a in (
+      params["embedder"]["embedding"],
+      params["final_norm"]["scale"],
+      residual,
+    )
+  )
+  y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.norm_eps)
+  logits = (y * (1 + scale)) @ table.T
+  if softcap and cap is not None:
+    logits = cap * torch.tanh(logits / cap)
+  right = logits.gather(2, torch.tensor(targets)[..., None])[..., 0]
+  centred = right - logits.mean(-1)
+  (centred * torch.tensor(weights)).sum().backward()
+
+  def ours(params, residual):
+    found = gemma.centred_logits(
+      config, params, residual, targets, softcap=softcap, chunk=chunk
+    )
+    return (found * weights.astype(np.float32)).sum(), found
+
+  slopes, found = jax.jit(jax.grad(ours, argnums=(0, 1), has_aux=True))(
+    params, residual
+  )
+  np.testing.assert_allclose(found, centred.detach(), atol=3e-5, rtol=1e-5)
+  for mine, theirs in (
+    (slopes[1], x),
+    (slopes[0]["embedder"]["embedding"], table),
+    (slopes[0]["final_norm"]["scale"], scale),
+  ):
+    np.testing.assert_allclose(mine, theirs.grad, atol=3e-5, rtol=1e-4)
+
+
+def test_centred_logits_refuse_what_does_not_fit():
+  config, params, residual, targets = _case()
+  with pytest.raises(ValueError, match="residual of shape .* for targets of"):
+    gemma.centred_logits(config, params, residual, targets[:, 1:])
+  with pytest.raises(ValueError, match="chunk = 0"):
+    gemma.centred_logits(config, params, residual, targets, chunk=0)

@@ -7,6 +7,7 @@ from gemmascope_jax.studies.records import (
   SiteRecord,
   SpliceRecord,
   concatenate,
+  take,
 )
 
 
@@ -27,14 +28,20 @@ def _records(x, x_hat, keep, clean, spliced, batch, shift):
     part = slice(start, start + batch)
     keep_loss = keep[part, :-1]
     sites.append(
-      SiteRecord.of(x[part], keep[part], shift, clean[part], keep_loss)
+      SiteRecord.of(
+        x[part], keep[part], ~keep[part], shift, clean[part], keep_loss
+      )
     )
-    error = np.square(x_hat - x).sum(-1)[part]
+    moments = np.zeros((1, 4, x.shape[2]))
     splices.append(
       SpliceRecord(
-        squared_error=np.where(keep[part], error, 0).sum(1),
-        active=np.where(keep[part], 3.0, 0).sum(1),
-        loss=np.where(keep_loss, spliced[part], 0).sum(1),
+        squared_error=np.square(x_hat - x).sum(-1)[part],
+        active=np.full(keep[part].shape, 3.0),
+        norm=np.square(x_hat).sum(-1)[part],
+        dot=(x * x_hat).sum(-1)[part],
+        loss=spliced[part],
+        kl=spliced[part],
+        moments=moments,
       )
     )
   return concatenate(sites), concatenate(splices)
@@ -96,3 +103,26 @@ def test_a_replacement_without_latents_has_no_l0():
   site, splice = _records(*data, 4, data[0].mean(axis=(0, 1)))
   splice.active[:] = np.nan
   assert splice.l0(site) is None
+
+
+def test_cosine_and_bias_of_a_shrunk_reconstruction():
+  x, _, *rest = _data()
+  site, splice = _records(x, 0.8 * x, *rest, 4, x[0].mean(axis=0))
+  assert splice.cosine(site).mean == pytest.approx(1, rel=1e-6)
+  assert splice.bias(site).mean == pytest.approx(0.8, rel=1e-6)
+  assert splice.bias(site).stderr == pytest.approx(0, abs=1e-6)
+  nothing, splice = _records(x, 0 * x, *rest, 4, x[0].mean(axis=0))
+  assert splice.cosine(nothing).mean == 0
+  assert splice.bias(nothing) is None
+
+
+def test_a_part_of_the_sequences_is_measured_alone():
+  data = _data()
+  shift = data[0].mean(axis=(0, 1))
+  site, splice = _records(*data, 4, shift)
+  some = np.array([1, 4, 5])
+  alone, alone_splice = _records(*(a[some] for a in data), 3, shift)
+  part, part_splice = take(site, some), take(splice, some)
+  assert part_splice.fvu(part) == alone_splice.fvu(alone)
+  assert part_splice.delta_loss(part) == alone_splice.delta_loss(alone)
+  assert part.clean() == alone.clean()

@@ -49,16 +49,21 @@ def _sae(lm, site, seed=0, latents=40, **config):
   )
 
 
-def _direct_losses(lm, tokens, edits):
-  """Cross-entropy of every next token from whole logits, float64."""
+def _log_probs(lm, tokens, edits):
+  """float64 [S, T, V], from whole logits."""
   out = gemma.forward(
     lm.config, lm.params, jnp.asarray(tokens), edits=edits, mask=tokens != 0
   )
-  logits = np.asarray(out.logits, np.float64)[:, :-1]
-  peak = logits.max(-1, keepdims=True)
-  norm = np.log(np.exp(logits - peak).sum(-1)) + peak[..., 0]
-  chosen = np.take_along_axis(logits, tokens[:, 1:, None].astype(int), -1)
-  return norm - chosen[..., 0]
+  logits = np.asarray(out.logits, np.float64)
+  logits -= logits.max(-1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def _direct_losses(lm, tokens, edits):
+  """Cross-entropy of every next token from whole logits, float64."""
+  found = _log_probs(lm, tokens, edits)[:, :-1]
+  chosen = np.take_along_axis(found, tokens[:, 1:, None].astype(int), -1)
+  return -chosen[..., 0]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,13 @@ def test_metrics_equal_a_direct_computation(lm, site, batch):
   active = (np.asarray(sae.encode(acts)) > 0).sum(-1)[keep].mean()
   assert found.l0.mean == pytest.approx(active)
   assert 0 < found.l0.mean < 40 and found.delta_loss.n == 5
+  p, q = (_log_probs(lm, tokens, edits)[:, :-1] for edits in ({}, {site: edit}))
+  kl = (np.exp(p) * (p - q)).sum(-1)[counts].mean()
+  assert found.kl.mean == pytest.approx(kl, rel=1e-3, abs=1e-6)
+  size = np.linalg.norm(x, axis=1) * np.linalg.norm(x_hat, axis=1)
+  assert found.cosine.mean == pytest.approx(((x * x_hat).sum(1) / size).mean())
+  bias = np.square(x_hat).sum() / (x * x_hat).sum()
+  assert found.bias.mean == pytest.approx(bias, rel=1e-5)
 
 
 def test_a_perfect_replacement_costs_nothing(lm):
@@ -105,6 +117,56 @@ def test_a_perfect_replacement_costs_nothing(lm):
     )
     assert found["same"].fvu(record).mean == 0
     assert abs(found["same"].delta_loss(record).mean) < 1e-6
+
+
+def test_special_positions_can_be_spliced_too(lm):
+  tokens, sae = _tokens(), _sae(lm, "res.0")
+  _, found = splice.run_batch(
+    lm,
+    "res.0",
+    {"sae": replacements.FromSAE(sae)},
+    tokens,
+    POLICY,
+    splice_special=True,
+  )
+  real = (tokens != 0)[..., None]
+  edit = lambda x: jnp.where(real, sae(x), x)
+  direct = _direct_losses(lm, tokens, {"res.0": edit})
+  predicted = (tokens != 0)[:, 1:]
+  np.testing.assert_allclose(
+    found["sae"].loss[predicted], direct[predicted], rtol=1e-4, atol=1e-5
+  )
+
+
+def test_a_transcoder_reads_another_site(lm):
+  tokens = _tokens()
+  keep = np.isin(tokens, (0, 1, 2), invert=True)
+  sae = _sae(lm, "mlp_in.1")  # as wide as what it writes
+  skip = np.random.default_rng(3).normal(size=(12, 12)).astype(np.float32)
+  sae = sae.replace(params=sae.params.replace(w_skip=skip / 9))
+  record, found = splice.run_batch(
+    lm,
+    "mlp.1",
+    {"transcoder": replacements.FromSAE(sae, reads="mlp_in.1")},
+    tokens,
+    POLICY,
+  )
+  acts = gemma.forward(
+    lm.config,
+    lm.params,
+    jnp.asarray(tokens),
+    taps=("mlp_in.1", "mlp.1"),
+    mask=tokens != 0,
+  ).acts
+  y_hat = sae(acts["mlp_in.1"])
+  error = np.square(np.asarray(y_hat - acts["mlp.1"])).sum(-1)
+  np.testing.assert_allclose(
+    found["transcoder"].squared_error, error, rtol=1e-4
+  )
+  edit = lambda y: jnp.where(keep[..., None], y_hat, y)
+  direct = _direct_losses(lm, tokens, {"mlp.1": edit})[record.keep_loss]
+  loss = found["transcoder"].loss_spliced(record).mean
+  assert loss == pytest.approx(direct.mean(), rel=2e-4)
 
 
 def test_joint_splices_all_sites_at_once(lm):
@@ -124,6 +186,7 @@ def test_joint_splices_all_sites_at_once(lm):
     assert together[site].loss_spliced.mean == pytest.approx(direct, rel=1e-4)
     assert together[site].fvu == alone[site].fvu
     assert together[site].delta_loss != alone[site].delta_loss
+    assert together[site].kl is None and alone[site].kl is not None
 
 
 def test_an_sae_of_another_place_is_refused(lm):

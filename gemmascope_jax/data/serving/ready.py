@@ -303,10 +303,11 @@ class ReadyBatches:
       wanted: the step that a trainer waits for; None: reading ahead.
     """
     size = self._source.batch_bytes
-    too_many = size * (1 + sum(not late for late in self._reading.values()))
+    coming = 1 + sum(not late for late in self._reading.values())
+    too_many = size * coming
     too_many += sum(batch.rows.nbytes for batch in self._ready.values())
     too_many -= max(self._capacity(), size)
-    too_many = max(too_many, size * (len(self._ready) + 1 - _MOST))
+    too_many = max(too_many, size * (len(self._ready) + coming - _MOST))
     if too_many <= 0:
       return True
     needed = [

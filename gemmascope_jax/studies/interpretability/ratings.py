@@ -13,6 +13,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -114,14 +115,14 @@ def table(ratings: Sequence[Rating]) -> dict[str, Any]:
   }
 
 
-def wilson(share: Estimate, ratings: int, z: float = 1.959964) -> list[float]:
-  """Wilson's interval at the ratings' effective number.
+def wilson(share: Estimate, ratings: int) -> list[float]:
+  """Wilson's 95 % interval at the ratings' effective number.
 
   Args:
     share: mean and standard error over latents.
     ratings: how many there are.
-    z: normal quantile.
   """
+  z = statistics.NormalDist().inv_cdf(0.975)
   p, n = share.mean, float(share.n)
   if share.stderr:
     # One rating a latent: stderr^2 is p (1 - p) / (n - 1).

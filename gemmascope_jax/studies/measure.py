@@ -1,0 +1,138 @@
+"""Measures replacements on all sequences, and keeps what is measured.
+
+What a batch gives is kept on disk under a name made of everything that it
+depends on: one file for the unspliced model and one for each replacement. So a
+study that was killed goes on with the next batch, another SAE costs only its
+own passes, and studies that look at the same tokens share them.
+
+Letters: S sequences, T tokens, D width of the site.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import tqdm
+
+from gemmascope_jax import artifacts
+from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.studies import splice
+from gemmascope_jax.studies.records import (
+  SiteRecord,
+  SpliceRecord,
+  concatenate,
+)
+from gemmascope_jax.studies.replacements import Replacement
+
+
+def measure(
+  lm,
+  site: str,
+  replacements: Mapping[str, Replacement],
+  tokens: np.ndarray,
+  policy: TokenPolicy,
+  shift: np.ndarray,
+  folder: str | os.PathLike,
+  *,
+  batch: int = 8,
+  splice_special: bool = False,
+  progress: bool = True,
+) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
+  """The records of all sequences.
+
+  Args:
+    lm: a `Gemma` with all its layers.
+    site: where to splice.
+    replacements: by name; each is spliced alone.
+    tokens: int32 [S, T].
+    policy: which positions are spliced and counted.
+    shift: float64 [D], near the site's mean; see `SiteRecord`.
+    folder: for what was measured.
+    batch: sequences a forward pass.
+    splice_special: see `splice.run_batch`.
+    progress: show a progress bar.
+
+  Returns:
+    The site's record and one record a replacement.
+  """
+  folder = pathlib.Path(folder)
+  shared = [
+    lm.weights_hash,
+    str(jax.tree.leaves(lm.params)[0].dtype),
+    artifacts.code_version(),
+    site,
+    artifacts.sha256_arrays([tokens, shift]),
+    policy,
+    batch,
+  ]
+  keys = {
+    name: artifacts.fingerprint(
+      [*shared, splice_special, _identity(replacement)]
+    )
+    for name, replacement in replacements.items()
+  }
+  key = artifacts.fingerprint(shared)
+  found, records = [], {name: [] for name in replacements}
+  bar = tqdm.tqdm(
+    total=len(tokens),
+    desc=f"splice {len(replacements)} at {site}",
+    unit="sequence",
+    disable=not progress or jax.process_index() > 0,
+  )
+  parts = splice.batches(tokens, batch, policy.pad_id)
+  for number, part in enumerate(parts):
+    path = lambda key, number=number: folder / f"{key}_{number:05d}.npz"
+    record = _read(path(key), SiteRecord)
+    known = {name: _read(path(k), SpliceRecord) for name, k in keys.items()}
+    missing = [name for name, each in known.items() if each is None]
+    if record is None or missing:
+      record, new = splice.run_batch(
+        lm,
+        site,
+        {name: replacements[name] for name in missing},
+        part,
+        policy,
+        shift,
+        splice_special=splice_special,
+      )
+      _write(path(key), record)
+      for name, each in new.items():
+        _write(path(keys[name]), each)
+      known |= new
+    found.append(record)
+    for name, each in known.items():
+      records[name].append(each)
+    bar.update(min(batch, len(tokens) - number * batch))
+  bar.close()
+  return (
+    concatenate(found),
+    {name: concatenate(each) for name, each in records.items()},
+  )
+
+
+def _identity(replacement: Replacement) -> list:
+  """What a replacement's effect depends on: its arrays, and what they mean."""
+  arrays = artifacts.sha256_arrays(jax.tree.leaves(replacement))
+  return [str(jax.tree.structure(replacement)), arrays]
+
+
+def _write(path: pathlib.Path, record: SiteRecord | SpliceRecord) -> None:
+  with artifacts.atomic_write(path) as file:
+    np.savez(file, **vars(record))
+
+
+def _read(path: pathlib.Path, kind: type) -> SiteRecord | SpliceRecord | None:
+  """What `_write` wrote; None if there is nothing whole to read."""
+  if not (path.exists() and zipfile.is_zipfile(path)):
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      return kind(**{f.name: archive[f.name] for f in dataclasses.fields(kind)})
+  except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError):
+    return None  # measured again: it is a cache
