@@ -269,7 +269,7 @@ def _ladders(saes, ladders) -> dict[str, list[str]]:
       coefficient = recipe.get("sparsity_coefficient")
       label = "all" if coefficient is None else f"λ = {coefficient:g}"
       ladders.setdefault(label, []).append(name)
-    for label, names in ladders.items():
+    for names in ladders.values():
       names.sort(key=lambda name: saes[name].width)
     ladders = {label: n for label, n in ladders.items() if len(n) > 1}
     if not ladders:
