@@ -21,6 +21,8 @@ model, text = experiment_test.model, experiment_test.text
 def trained(model, text, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   config = experiment_test._config(model, text, workdir)
+  # With the first it makes a ladder of widths.
+  config.train.members = ({"width": 48, "sparsity_coefficient": 1e-3},)
   experiment.harvest(config)
   experiment.train(config)
   return config
@@ -43,7 +45,7 @@ def test_every_study_leaves_a_result_and_a_place_on_the_page(trained, found):
       (_folder(trained, "results/studies") / f"{name}.json").read_text()
     )
     assert on_disk["study"] == result["study"] == name
-    stored = name in ("frequency", "interpretability")
+    stored = name in ("frequency", "interpretability", "width")
     assert on_disk["tokens"]["split"] == ("train" if stored else "held_out")
     assert stored or on_disk["tokens"]["sequences"] == 12
     assert on_disk["code"] and on_disk["token_policy"] and on_disk["hashes"]
@@ -84,6 +86,7 @@ def test_any_sae_can_be_studied_by_its_path(trained, found, tmp_path):
   config = trained.copy_and_resolve_references()
   config.workdir = str(tmp_path)
   given = [f"mine:res.1={folders[0]}", str(folders[1] / "params.npz")]
+  given.append(str(folders[2]))
   result = experiment.study(config, ["fidelity"], given)["results"]["fidelity"]
   names = [sae["name"] for sae in result["saes"]]
   assert names[0] == "mine" and names[1].endswith(folders[1].name)
@@ -95,7 +98,9 @@ def test_any_sae_can_be_studied_by_its_path(trained, found, tmp_path):
     (row,) = [
       r
       for r in result["saes"]
-      if r["sparsity_coefficient"] == own[name]["sparsity_coefficient"]
+      if all(
+        r[key] == own[name][key] for key in ("width", "sparsity_coefficient")
+      )
     ]
     assert row["fvu"] == own[name]["fvu"], folder
 
@@ -115,6 +120,15 @@ def test_what_makes_no_sense_is_refused(trained, names, given, says):
     experiment.study(trained, names, [g.format(sae=folder) for g in given])
 
 
+def test_all_leaves_out_what_cannot_be(trained, tmp_path):
+  folder = sorted(_folder(trained, "train/saes").iterdir())[0]
+  config = trained.copy_and_resolve_references()
+  config.workdir = str(tmp_path)
+  config.data.source = str(next(_folder(trained, "store").iterdir()))
+  found = experiment.study(config, ["all"], [str(folder)])
+  assert set(found["results"]) == set(experiment.STUDIES) - {"width"}
+
+
 def test_a_study_of_a_store_says_what_it_lacks(trained, tmp_path):
   folder = sorted(_folder(trained, "train/saes").iterdir())[0]
   config = trained.copy_and_resolve_references()
@@ -123,7 +137,7 @@ def test_a_study_of_a_store_says_what_it_lacks(trained, tmp_path):
     experiment.study(config, ["frequency"], [str(folder)])
   config.data.source = str(next(_folder(trained, "store").iterdir()))
   found = experiment.study(config, ["frequency"], [str(folder)])
-  assert found["results"]["frequency"]["saes"][0]["width"] == 96
+  assert found["results"]["frequency"]["saes"][0]["width"] == 48
 
 
 def test_no_sae_at_a_path_is_said(trained, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from gemmascope_jax import artifacts, sae
 from gemmascope_jax.data.text import texts
@@ -32,6 +33,7 @@ from gemmascope_jax.studies import (
   side_by_side,
   site_means,
   uniformity,
+  width,
 )
 from gemmascope_jax.studies.replacements import Constant
 from gemmascope_jax.studies.subjects import Subject, by_site, subject
@@ -40,6 +42,7 @@ from gemmascope_jax.studies.subjects import Subject, by_site, subject
 STUDIES = (
   "fidelity",
   "position",
+  "width",
   "frequency",
   "interpretability",
   "uniformity",
@@ -133,7 +136,8 @@ def study(
       to no site; and what loading raises.
     FileNotFoundError: no SAE at a path, or the run has not finished.
   """
-  names = list(STUDIES) if "all" in names else list(dict.fromkeys(names))
+  everything = "all" in names
+  names = list(STUDIES) if everything else list(dict.fromkeys(names))
   unknown = [name for name in names if name not in STUDIES]
   if unknown or not names:
     raise ValueError(
@@ -142,6 +146,8 @@ def study(
     )
   settings.check(config)
   bench = _bench(config, given)
+  if everything:
+    names = [name for name in names if not _lacks(name, bench)]
   workdir = settings.workdir(config)
   results = {}
   for name in names:
@@ -153,10 +159,20 @@ def study(
   return {"results": results, "page": page}
 
 
+def _lacks(name: str, bench: Bench) -> bool:
+  """Whether "all" leaves a study out, and says so."""
+  widths = {s.sae.width for each in bench.subjects.values() for s in each}
+  if name == "width" and len(widths) < 2:
+    logging.warning("study 'width' is left out: all SAEs have one width")
+    return True
+  return False
+
+
 def _run(name: str, bench: Bench) -> dict[str, Any]:
   found, said = {
     "fidelity": _fidelity,
     "position": _position,
+    "width": _width,
     "frequency": _frequency,
     "interpretability": _interpretability,
     "uniformity": _uniformity,
@@ -179,6 +195,22 @@ def _position(bench: Bench):
     records[row["name"]] = (record, one)
   found = position.result(rows, records)
   return found, position.findings(found)
+
+
+def _width(bench: Bench):
+  site, saes = _of_one_site(bench, "width")
+  record, spliced = bench.measured()[site]
+  found = width.run(
+    saes,
+    bench.rows_store,
+    site,
+    rows=bench.config.evaluate.context_rows,
+    delta_loss={name: spliced[name].delta_loss(record) for name in saes},
+    arrays=settings.workdir(bench.config) / _RESULTS / "width.npz",
+    progress=bench.config.progress,
+  )
+  found["tokens"] |= _trained_on(bench)
+  return found, width.findings(found)
 
 
 def _frequency(bench: Bench):
