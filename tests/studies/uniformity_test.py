@@ -281,7 +281,10 @@ def test_what_does_not_fit_is_refused(lm):
     _run(lm, {"a": dataclasses.replace(_sae(), config=SAEConfig(site="res.0"))})
 
 
-def planted_result(groups, sequences=50, noise=0.01, seed=0):
+L0S = (10.0, 30.0, 90.0)
+
+
+def planted_result(groups, sequences=50, noise=0.01, seed=0, l0s=None):
   """A result as of a run, with r_L0 = level + slope log10(L0 / 30).
 
   Args:
@@ -289,12 +292,13 @@ def planted_result(groups, sequences=50, noise=0.01, seed=0):
     sequences: how many; each has 40 tokens.
     noise: of each sequence's r_L0, half of it the same for all SAEs.
     seed: of the noise.
+    l0s: width -> L0s of its SAEs, where they are others than `L0S`.
   """
   rng = np.random.default_rng(seed)
   text = rng.normal(0, noise, sequences)
   rows, records = [], []
   for (site, width), (slope, level) in groups.items():
-    for l0 in (10.0, 30.0, 90.0):
+    for l0 in (l0s or {}).get(width, L0S):
       r = level + slope * np.log10(l0 / 30) + text
       r = r + rng.normal(0, noise, sequences)
       count = np.full(sequences, 40.0)
@@ -336,11 +340,16 @@ def test_trends_are_the_least_squares_line_with_the_error_of_sequences():
 
 
 def test_levels_of_two_widths_are_compared_at_one_l0():
-  result = planted_result({(SITE, 8): (-0.1, 0.6), (SITE, 16): (-0.1, 0.5)})
-  one, other = result["trends"]
-  assert one["level_l0"] == other["level_l0"]
-  gap = one["level"]["mean"] - other["level"]["mean"]
-  assert gap == pytest.approx(0.1, abs=0.01)
+  """Wider SAEs at twice the L0s are on the same line, or 0.1 below it."""
+  options = {"l0s": {16: (20.0, 60.0, 180.0)}}
+  for drop, verdict in ((0.0, "agrees"), (0.1, "disagrees")):
+    groups = {(SITE, 8): (-0.3, 0.6), (SITE, 16): (-0.3, 0.6 - drop)}
+    one, other = planted_result(groups, **options)["trends"]
+    assert one["level_l0"] == other["level_l0"]
+    assert one["level_l0"] == pytest.approx(30 * 2**0.5)
+    gap = one["level"]["mean"] - other["level"]["mean"]
+    assert gap == pytest.approx(drop, abs=0.005)
+    assert _verdicts(groups, **options)[2] == verdict
 
 
 def _verdicts(groups, **options):
