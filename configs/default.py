@@ -12,6 +12,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.workdir = "runs/default"  # everything is written below it
   config.seed = 0  # of batches' order and initial weights
   config.progress = True  # progress bars
+  # Several runs, such as one for each site: a name, which is that of its folder
+  # below workdir, and what is not as here, as ({"name": "mlp", "train.site":
+  # "mlp.12"},). Where activations are the same they share the store. (): one.
+  config.runs = ()
 
   # Devices: batch rows and sequences x latents, heads and words. 1 x 1: the
   # default device. GS 4.1: data for small widths, model for large ones.
@@ -22,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.lm = ml_collections.ConfigDict()
   config.lm.source = "google/gemma-2-2b"  # Hub id, folder, *.gguf or "demo"
   config.lm.dtype = "float32"  # GS 4.7: 32-bit precision throughout
+  config.lm.delta = ""  # a fine-tune of it: folder that experiments.finetune left
 
   config.data = ml_collections.ConfigDict()
   # GS trains on Gemma's pre-training text, which is not public; this is the
@@ -116,6 +121,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.recipe.encoder_init = "transpose"  # GS 3.2
   config.recipe.bias_init = "zeros"  # GS 3.2
   config.recipe.pre_encoder_bias = True  # GS 3.2
+  config.recipe.centre_inputs = False  # of a transcoder; GS: no
   config.recipe.normalise = "rms"  # GS 3.1: E||x||^2 = 1; app. B
   config.recipe.frozen = ()  # parameters that are not trained
   config.recipe.prefixes = ()  # widths of Matryoshka's dictionaries; GS: none
@@ -140,4 +146,33 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate.latents = 36  # so many of its latents are described,
   config.evaluate.contexts = 6  # with so many top contexts each,
   config.evaluate.context_rows = 1 << 20  # found in so many rows of the store
+  # Splice BOS and what else the token policy excludes, too. It never counts.
+  config.evaluate.splice_special = False
+
+  # Of experiments.evaluate --study only.
+  config.studies = ml_collections.ConfigDict()
+  # "statistics" of tokens need no model; "lm" is the one under study; "chat" is
+  # behind an OpenAI-compatible endpoint, its key in OPENAI_API_KEY.
+  config.studies.explainer = "statistics"
+  config.studies.simulator = "statistics"
+  config.studies.chat_url = ""  # such as https://api.openai.com/v1
+  config.studies.chat_model = ""  # its name there
+  config.studies.chat_requests_per_minute = 60.0
+  config.studies.chat_dollars_per_million = ()  # (input, output) tokens
+  config.studies.most_dollars = 0.0  # refuse to cost more; 0: no limit
+  # Subsets of The Pile: "hf:monology/pile-uncopyrighted" or "file:PATH"; "":
+  # stand-ins from packages.
+  config.studies.subset_source = ""
+  config.studies.subset_sequences = 256  # of each subset
+  # The instruction-tuned model: its source, and a fine-tune of it; "": that of
+  # lm, and none.
+  config.studies.instruct = ml_collections.ConfigDict()
+  config.studies.instruct.source = ""
+  config.studies.instruct.delta = ""
+  config.studies.instruct.prompts = "mt_bench"  # or dialogue, or file:PATH
+  config.studies.instruct.prompt_count = 80
+  config.studies.instruct.per_prompt = 4  # rollouts of each
+  config.studies.instruct.turns = 0  # of each prompt, at most; 0: all
+  config.studies.instruct.new_tokens = 256  # of an answer, at most
+  config.studies.instruct.temperature = 1.0  # GS 4.5
   return config

@@ -36,10 +36,12 @@ def main(config) -> None:
     return
   found = experiment.study(config, _STUDY.value, _SAE.value)
   for name, result in found["results"].items():
-    print(f"\n{name}")
+    print(f"\n{name} ({found['seconds'][name]:.0f} s)")
     for finding in result["findings"]:
       print(f"  {finding['verdict']:15} {finding['claim']}")
       print(f"  {'':15} {finding['seen']}")
+  for name, why in found["left_out"].items():
+    print(f"\n{name} was left out: {why}")
   print(f"\nLook: {found['page']}")
 
 

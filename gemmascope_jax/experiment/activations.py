@@ -14,7 +14,7 @@ from gemmascope_jax.data.stores import store, store_writing
 from gemmascope_jax.data.streams import joint, live, stream
 from gemmascope_jax.data.tokens import token_files
 from gemmascope_jax.data.tokens.packing import Windows
-from gemmascope_jax.experiment import settings
+from gemmascope_jax.experiment import runs, settings
 from gemmascope_jax.experiment.settings import Config
 
 LIVE = "live"
@@ -26,8 +26,31 @@ def harvest(config: Config) -> store.Store:
   """Text -> activations on disk.
 
   Loads only the layers up to the last site. With `harvest.parts` this process
-  makes its part of the store and waits for the others.
+  makes its part of the store and waits for the others. `config.runs` get a
+  store too: the same one, where the settings that decide its content are.
+
+  Returns:
+    The config's own store.
   """
+  every = runs.runs(config).values()
+  for each in every:
+    settings.check(each)
+  made = _harvest(config)
+  if config.runs:
+    key, where = _key(config), settings.workdir(config)
+    root = artifacts.read_json(where / _STORE)["root"]
+    for each in every:
+      if each.data.source:
+        continue
+      if _key(each) == key:
+        below = root if "://" in root or root.startswith("/") else f"../{root}"
+        _point(each, key, below)
+      else:
+        _harvest(each)
+  return made
+
+
+def _harvest(config: Config) -> store.Store:
   settings.check(config)
   key = _key(config)
   found = _finished_store(config, key)
@@ -58,11 +81,14 @@ def harvest(config: Config) -> store.Store:
     **arguments,
   )
   inside = not config.harvest.root
-  artifacts.write_json(
-    settings.workdir(config) / _STORE,
-    {"key": key, "root": f"store/{plan.name}" if inside else root},
-  )
+  _point(config, key, f"store/{plan.name}" if inside else root)
   return made
+
+
+def _point(config: Config, key: str, root: str) -> None:
+  """Says where a work directory's store is."""
+  pointer = settings.workdir(config) / _STORE
+  artifacts.write_json(pointer, {"key": key, "root": root})
 
 
 def _stores(config: Config) -> str:

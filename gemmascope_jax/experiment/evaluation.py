@@ -27,6 +27,11 @@ _LATENTS = "results/latents.json"
 def evaluate(config: Config) -> dict[str, Any]:
   """SAEs -> results with standard errors, and releases named by their L0."""
   settings.check(config)
+  if config.runs:
+    raise ValueError(
+      f"the config names {len(config.runs)} runs: their SAEs are looked at by"
+      " studies (--study=all)"
+    )
   workdir, site = settings.workdir(config), config.train.site
   if len(settings.trained_sites(config)) > 1:
     raise ValueError(

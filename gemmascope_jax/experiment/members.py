@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 from gemmascope_jax import training
-from gemmascope_jax.experiment import activations, settings
+from gemmascope_jax.experiment import activations, runs, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.training import calibrate as calibrating
 
@@ -15,8 +15,20 @@ _CALIBRATION = "calibration"
 
 
 def train(config: Config) -> list[pathlib.Path]:
-  """Activations -> a sweep of SAEs; see `settings.recipes`."""
-  settings.check(config)
+  """Activations -> a sweep of SAEs, see `settings.recipes`; or those of every
+  one of `config.runs`."""
+  every = runs.runs(config)
+  for each in every.values():
+    settings.check(each)
+  found = []
+  for number, (name, each) in enumerate(every.items(), 1):
+    if name and config.progress:
+      print(f"\n{name} ({number} of {len(every)} runs)", flush=True)
+    found += _train(each)
+  return found
+
+
+def _train(config: Config) -> list[pathlib.Path]:
   return training.train(
     activations.open_stream(config),
     settings.recipes(config),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from gemmascope_jax import cache, gemma, parallel, training
+from gemmascope_jax import cache, finetune, gemma, parallel, training
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.stores import store_plan
 from gemmascope_jax.data.streams.joint import SEPARATOR
@@ -124,7 +124,10 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def load_lm(config: Config, names: tuple[str, ...] | None = None):
-  """The language model; with site names, only the layers they need."""
+  """The language model; with site names, only the layers they need.
+
+  With `lm.delta`, a fine-tune of it.
+  """
   if config.lm.dtype not in _DTYPES:
     raise ValueError(
       f"lm.dtype is {config.lm.dtype!r}; expected one of {', '.join(_DTYPES)}"
@@ -136,12 +139,14 @@ def load_lm(config: Config, names: tuple[str, ...] | None = None):
     architecture = open_source(config.lm.source, layers).config
     for name in names:
       sites.check(architecture, name)
-  return gemma.load(
+  lm = gemma.load(
     config.lm.source,
     dtype=jnp.dtype(config.lm.dtype),
     num_layers=layers,
     mesh=mesh(config),
   )
+  delta = config.lm.get("delta")
+  return finetune.apply(lm, delta) if delta else lm
 
 
 def mesh(config: Config) -> Mesh | None:
@@ -202,7 +207,11 @@ def mixed_documents(config: Config, split: str):
 
 def model_files(config: Config) -> list:
   """Size and time of local weights: replaced ones are noticed."""
-  return _files(config.lm.source)
+  delta = config.lm.get("delta")
+  found = _files(config.lm.source)
+  if delta:
+    found += _files(str(pathlib.Path(delta, finetune.FILE)))
+  return found
 
 
 def _contents(source: str) -> list:

@@ -1,42 +1,41 @@
-"""Studies of SAEs, a run's own or any others, by one command.
-
-Passes of the language model are shared: what is measured of an SAE on the same
-tokens is kept, and every study that needs it reads it.
-"""
+"""Studies of SAEs, a run's own or any others, by one command."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import pathlib
-import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from absl import logging
 
 from gemmascope_jax import artifacts, sae
-from gemmascope_jax.data.text import texts
-from gemmascope_jax.data.tokens import packing
-from gemmascope_jax.experiment import activations, members, settings
+from gemmascope_jax.data.text import subsets as corpora
+from gemmascope_jax.data.tokens import subset_windows
+from gemmascope_jax.experiment import (
+  bench as benches,
+)
+from gemmascope_jax.experiment import (
+  explaining,
+  instructing,
+  runs,
+  settings,
+)
+from gemmascope_jax.experiment.bench import Bench
 from gemmascope_jax.experiment.settings import Config
-from gemmascope_jax.gemma import sites
 from gemmascope_jax.report import studies as study_report
 from gemmascope_jax.studies import (
   frequency,
   interpretability,
-  measure,
   position,
   side_by_side,
-  site_means,
+  subsets,
+  transcoders,
   uniformity,
   width,
 )
-from gemmascope_jax.studies.replacements import Constant
-from gemmascope_jax.studies.subjects import Subject, by_site, subject
+from gemmascope_jax.studies.findings import Finding
 
 # In the paper's order.
 STUDIES = (
@@ -45,73 +44,20 @@ STUDIES = (
   "width",
   "frequency",
   "interpretability",
+  "instruct",
+  "subsets",
+  "transcoders",
   "uniformity",
 )
 _UNTRAINED = "untrained"
 _CONTEXT = 32  # tokens of a context that is explained or simulated
-_RESULTS, _REPORT, _PARTS = "results/studies", "report/studies", "results/parts"
+_RESULTS, _REPORT = "results/studies", "report/studies"
+
+Found = tuple[dict[str, Any], list[Finding]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Bench:
-  """What all studies of one command share.
-
-  Attributes:
-    config: the settings.
-    lm: the language model.
-    policy: which tokens count.
-    tokens: int32 [S, T], held-out sequences.
-    subjects: the SAEs of each site that they replace.
-    folder: for what is measured.
-    rows_store: activations with their tokens, of the run's training; None if SAEs
-      were given and the run has none.
-    untrained: an SAE of the run before its first step, or None.
-  """
-
-  config: Config
-  lm: Any
-  policy: Any
-  tokens: np.ndarray
-  subjects: dict[str, list[Subject]]
-  folder: pathlib.Path
-  rows_store: Any
-  untrained: sae.SAE | None
-
-  def rows(self) -> list[dict[str, Any]]:
-    """A description of each SAE."""
-    return [s.describe() for each in self.subjects.values() for s in each]
-
-  def measured(self) -> dict[str, Any]:
-    """Of each site the record, and each SAE's and ablation's."""
-    names = list(self.subjects)
-    means = site_means.means(
-      self.lm,
-      names,
-      self.tokens,
-      self.policy,
-      self.folder,
-      batch=self.config.evaluate.batch,
-      progress=self.config.progress,
-    )
-    found = {}
-    for site, subjects in self.subjects.items():
-      mean = means[site]
-      replacements = {s.name: s.replacement() for s in subjects} | {
-        side_by_side.ZERO: Constant(jnp.zeros(len(mean))),
-        side_by_side.MEAN: Constant(jnp.asarray(mean, jnp.float32)),
-      }
-      found[site] = measure.measure(
-        self.lm,
-        site,
-        replacements,
-        self.tokens,
-        self.policy,
-        mean,
-        self.folder,
-        batch=self.config.evaluate.batch,
-        progress=self.config.progress,
-      )
-    return found
+class LacksError(ValueError):
+  """A study lacks what it is about; "all" leaves it out."""
 
 
 def study(
@@ -124,16 +70,18 @@ def study(
 
   Args:
     config: says which model, texts and how many sequences; and, if no SAEs are
-      given, whose run they are of.
+      given, whose run, or runs, they are of.
     names: some of `STUDIES`, or "all".
     given: SAEs as "PATH", "SITE=PATH" or "NAME:SITE=PATH"; none: the run's.
 
   Returns:
-    {"results": {name: result}, "page": path}.
+    {"results": {name: result}, "left_out": {name: why}, "page": path,
+    "seconds": {name: seconds}}.
 
   Raises:
     ValueError: an unknown study, an SAE that does not belong to the model, or
       to no site; and what loading raises.
+    LacksError: a study that was asked for by name has nothing to be about.
     FileNotFoundError: no SAE at a path, or the run has not finished.
   """
   everything = "all" in names
@@ -144,68 +92,73 @@ def study(
       f"study {', '.join(map(repr, unknown)) or '(none)'}: expected some of"
       f" {', '.join(STUDIES)}, or all"
     )
-  settings.check(config)
-  bench = _bench(config, given)
-  if everything:
-    names = [name for name in names if not _lacks(name, bench)]
+  for each in runs.runs(config).values():
+    settings.check(each)
+  bench = benches.make(config, given)
   workdir = settings.workdir(config)
-  results = {}
-  for name in names:
-    # What a study says itself of its tokens counts: some read the store.
-    result = _provenance(bench) | _run(name, bench)
+  results, left_out, seconds = {}, {}, {}
+  for number, name in enumerate(names, 1):
+    if config.progress:
+      spent = sum(seconds.values())
+      print(
+        f"\n[{number}/{len(names)}] {name} ({spent:.0f} s until now)",
+        flush=True,
+      )
+    start = time.monotonic()
+    try:
+      found, said = _STUDIES[name](bench)
+    except LacksError as error:
+      if not everything:
+        raise
+      logging.warning("study %r is left out: %s", name, error)
+      left_out[name] = str(error)
+      continue
+    # What a study says itself of its tokens and its model counts: some read the
+    # store, or have texts of their own.
+    result = bench.provenance() | found
+    result["findings"] = [dataclasses.asdict(each) for each in said]
     artifacts.write_json(workdir / _RESULTS / f"{name}.json", result)
     results[name] = result
+    seconds[name] = time.monotonic() - start
   page = study_report.build(workdir / _RESULTS, workdir / _REPORT, STUDIES)
-  return {"results": results, "page": page}
+  return {
+    "results": results,
+    "left_out": left_out,
+    "page": page,
+    "seconds": seconds,
+  }
 
 
-def _lacks(name: str, bench: Bench) -> bool:
-  """Whether "all" leaves a study out, and says so."""
-  widths = {s.sae.width for each in bench.subjects.values() for s in each}
-  if name == "width" and len(widths) < 2:
-    logging.warning("study 'width' is left out: all SAEs have one width")
-    return True
-  return False
-
-
-def _run(name: str, bench: Bench) -> dict[str, Any]:
-  found, said = {
-    "fidelity": _fidelity,
-    "position": _position,
-    "width": _width,
-    "frequency": _frequency,
-    "interpretability": _interpretability,
-    "uniformity": _uniformity,
-  }[name](bench)
-  return found | {"findings": [dataclasses.asdict(each) for each in said]}
-
-
-def _fidelity(bench: Bench):
+def _fidelity(bench: Bench) -> Found:
   found = side_by_side.result(bench.rows(), bench.measured())
   return found, side_by_side.findings(found)
 
 
-def _position(bench: Bench):
-  measured, rows, records = bench.measured(), [], {}
-  for row in bench.rows():
-    record, spliced = measured[row["site"]]
-    one = spliced[row["name"]]
-    l0 = one.l0(record)
-    rows.append(row | {"l0": l0 and l0.to_dict()})
-    records[row["name"]] = (record, one)
-  found = position.result(rows, records)
+def _position(bench: Bench) -> Found:
+  measured, subjects = bench.measured(), _few_of_each_site(bench)
+  records = {
+    one.name: (measured[one.site][0], measured[one.site][1][one.name])
+    for one in subjects
+  }
+  found = position.result(bench.with_l0(subjects), records)
   return found, position.findings(found)
 
 
-def _width(bench: Bench):
+def _width(bench: Bench) -> Found:
   site, saes = _of_one_site(bench, "width")
-  record, spliced = bench.measured()[site]
+  widths: dict[str, set[int]] = {}
+  for one in saes.values():
+    widths.setdefault(one.config.family, set()).add(one.width)
+  saes = {n: s for n, s in saes.items() if len(widths[s.config.family]) > 1}
+  if not saes:
+    raise LacksError(f"all SAEs of a family at {site} have one width")
+  spliced = bench.measured()[site]
   found = width.run(
     saes,
     bench.rows_store,
     site,
     rows=bench.config.evaluate.context_rows,
-    delta_loss={name: spliced[name].delta_loss(record) for name in saes},
+    delta_loss={n: spliced[1][n].delta_loss(spliced[0]) for n in saes},
     arrays=settings.workdir(bench.config) / _RESULTS / "width.npz",
     progress=bench.config.progress,
   )
@@ -213,7 +166,7 @@ def _width(bench: Bench):
   return found, width.findings(found)
 
 
-def _frequency(bench: Bench):
+def _frequency(bench: Bench) -> Found:
   site, saes = _of_one_site(bench, "frequency")
   found = frequency.run(
     saes,
@@ -227,43 +180,111 @@ def _frequency(bench: Bench):
   return found, frequency.findings(found)
 
 
-def _interpretability(bench: Bench):
-  """Explained and simulated by token statistics: no language model is asked."""
-  _, saes = _of_one_site(bench, "interpretability")
-  if bench.untrained is not None:
-    saes = saes | {_UNTRAINED: bench.untrained}
-  evaluate = bench.config.evaluate
+def _interpretability(bench: Bench) -> Found:
+  site, _ = _of_one_site(bench, "interpretability")
+  saes = {s.name: s.sae for s in bench.chosen(families=True)[site]}
+  untrained = [_UNTRAINED] if site in bench.untrained else []
+  if untrained:
+    saes = saes | {_UNTRAINED: bench.untrained[site]}
+  config = bench.config
   length = min(_CONTEXT, bench.rows_store.tokens.shape[1] // 2)
   gather = functools.partial(
     interpretability.gather,
     store=bench.rows_store,
-    design=interpretability.Design(latents=evaluate.latents, length=length),
-    rows=min(evaluate.context_rows, bench.rows_store.rows),
-    seed=bench.config.seed,
+    design=interpretability.Design(
+      latents=config.evaluate.latents, length=length
+    ),
+    rows=min(config.evaluate.context_rows, bench.rows_store.rows),
+    seed=config.seed,
     folder=bench.folder / "interpretability",
-    progress=bench.config.progress,
+    progress=config.progress,
   )
-  statistics = interpretability.TokenStatistics(tokenizer=bench.lm.tokenizer)
+  explainer, simulator = explaining.judges(config, bench.lm, bench.folder)
   found = interpretability.run(
     saes,
     gather,
-    statistics,
-    statistics,
+    explainer,
+    simulator,
     bench.folder / "interpretability",
-    untrained=[_UNTRAINED] if bench.untrained is not None else [],
-    seed=bench.config.seed,
-    progress=bench.config.progress,
+    untrained=untrained,
+    seed=config.seed,
+    most_dollars=config.studies.most_dollars or None,
+    progress=config.progress,
   )
   counted = max(row["tokens"] for row in found["saes"])
   found["tokens"] = {"counted": counted} | _trained_on(bench)
   return found, interpretability.findings(found)
 
 
-def _uniformity(bench: Bench):
-  saes = {
-    site: {s.name: s.sae for s in each} for site, each in bench.subjects.items()
+def _instruct(bench: Bench) -> Found:
+  options = bench.config.studies.instruct
+  if not (options.source or options.delta):
+    raise LacksError(
+      "studies.instruct names no instruction-tuned model: give its source, or"
+      " the delta of a fine-tune (python -m experiments.finetune)"
+    )
+  return instructing.run(bench)
+
+
+def _subsets(bench: Bench) -> Found:
+  config, options = bench.config, bench.config.studies
+  try:
+    if options.subset_source:
+      corpus = corpora.pile(options.subset_source, held_out=config.data.held_out)
+    else:
+      corpus = corpora.stand_ins(
+        config.data.packages or None,
+        held_out=config.data.held_out,
+        seed=config.seed,
+      )
+  except FileNotFoundError as error:
+    raise LacksError(str(error)) from error
+  made = subset_windows.make(
+    corpus,
+    bench.lm.tokenizer,
+    sequences=options.subset_sequences,
+    window=config.data.window,
+    trained_on=settings.sources(config),
+    exclude_keys=None if bench.rows_store is None else bench.rows_store.keys,
+    progress=config.progress,
+  )
+  subjects = bench.chosen()
+  if not subjects:
+    raise LacksError("all that is given are transcoders")
+  records, counted = {}, 0
+  for name, windows in made.windows.items():
+    measured = bench.measured(subjects, windows.tokens)
+    records[name] = {
+      one.name: (measured[site][0], measured[site][1][one.name])
+      for site, each in subjects.items()
+      for one in each
+    }
+    counted += int(bench.policy.keep(windows.tokens).sum())
+  every = [one for each in subjects.values() for one in each]
+  found = subsets.result(bench.with_l0(every), records, made.to_dict())
+  found["tokens"] = {
+    "sequences": len(made.windows) * options.subset_sequences,
+    "length": config.data.window,
+    "counted": counted,
+    "sources": [options.subset_source]
+    if options.subset_source
+    else sorted({s for each in made.subsets.values() for s in each.sources}),
   }
-  _require_no_transcoder(bench, "uniformity")
+  return found, subsets.findings(found)
+
+
+def _transcoders(bench: Bench) -> Found:
+  where = {one.site for one in bench.every() if one.is_transcoder}
+  if not where:
+    raise LacksError("no transcoder is among the SAEs")
+  found = transcoders.result(
+    [row for row in bench.rows() if row["site"] in where], bench.measured()
+  )
+  return found, transcoders.findings(found)
+
+
+def _uniformity(bench: Bench) -> Found:
+  saes = _saes(bench, "uniformity")
   found = uniformity.run(
     bench.lm,
     saes,
@@ -277,21 +298,61 @@ def _uniformity(bench: Bench):
   return found, uniformity.findings(found)
 
 
-def _of_one_site(bench: Bench, name: str) -> tuple[str, dict[str, sae.SAE]]:
-  """The site and SAEs of a study that reads a store."""
-  _require_no_transcoder(bench, name)
-  if len(bench.subjects) > 1:
-    raise ValueError(
-      f"study {name!r} is of SAEs of one site; given are some of"
-      f" {', '.join(bench.subjects)}: run it for each site"
+_STUDIES: dict[str, Callable[[Bench], Found]] = {
+  "fidelity": _fidelity,
+  "position": _position,
+  "width": _width,
+  "frequency": _frequency,
+  "interpretability": _interpretability,
+  "instruct": _instruct,
+  "subsets": _subsets,
+  "transcoders": _transcoders,
+  "uniformity": _uniformity,
+}
+
+
+def _saes(bench: Bench, name: str) -> dict[str, dict[str, sae.SAE]]:
+  """The SAEs of each site, by name: a study that transcoders can't be in."""
+  found = {
+    site: {s.name: s.sae for s in each if not s.is_transcoder}
+    for site, each in bench.subjects.items()
+  }
+  left = [one.name for one in bench.every() if one.is_transcoder]
+  if left:
+    logging.warning(
+      "study %r is of SAEs: transcoders (%s) are left out", name, len(left)
     )
-  ((site, subjects),) = bench.subjects.items()
+  found = {site: each for site, each in found.items() if each}
+  if not found:
+    raise LacksError("all that is given are transcoders")
+  return found
+
+
+def _few_of_each_site(bench: Bench) -> list:
+  """All, but of a site with more than four the one nearest the target L0."""
+  few = bench.chosen()
+  return [
+    one
+    for site, each in bench.subjects.items()
+    for one in (each if len(each) <= 4 or site not in few else few[site])
+    if not one.is_transcoder or bench.given
+  ]
+
+
+def _of_one_site(bench: Bench, name: str) -> tuple[str, dict[str, sae.SAE]]:
+  """The site with most SAEs, and these: for a study that reads a store."""
+  every = _saes(bench, name)
   if bench.rows_store is None:
-    raise ValueError(
+    raise LacksError(
       f"study {name!r} reads activations of a store, and this workdir has"
       " none: harvest first, or name one with --config.data.source=PATH"
     )
-  return site, {s.name: s.sae for s in subjects}
+  site = max(every, key=lambda each: len(every[each]))
+  if len(every) > 1:
+    logging.warning(
+      "study %r is of one site: %s, which has most SAEs", name, site
+    )
+  return site, every[site]
 
 
 def _trained_on(bench: Bench) -> dict[str, Any]:
@@ -300,122 +361,4 @@ def _trained_on(bench: Bench) -> dict[str, Any]:
     "split": "train",
     "sources": list(settings.sources(bench.config)),
     "store": bench.rows_store.fingerprint,
-  }
-
-
-def _require_no_transcoder(bench: Bench, name: str) -> None:
-  if any(s.is_transcoder for each in bench.subjects.values() for s in each):
-    raise ValueError(
-      f"study {name!r} is of SAEs, but a transcoder is among them: leave it out"
-    )
-
-
-def _bench(config: Config, given: Sequence[str]) -> Bench:
-  lm = settings.load_lm(config)
-  rows = untrained = None
-  if given:
-    subjects = [_parse(each) for each in given]
-    with contextlib.suppress(FileNotFoundError):
-      rows = activations.open_rows(config)
-    policy = settings.token_policy(config, lm.tokenizer)
-  else:
-    if len(settings.input_sites(config)) > 1:
-      raise ValueError(
-        f"train.site is {config.train.site}: a crosscoder, which the studies"
-        " can't splice"
-      )
-    finished = members.finished_members(config)
-    subjects = [
-      subject(sae.load(member.finished), member.name) for member in finished
-    ]
-    untrained = sae.load(finished[0].initial)
-    rows = activations.open_rows(config)
-    policy = rows.policy
-  for each in subjects:
-    each.check(lm, policy)
-  return Bench(
-    config=config,
-    lm=lm,
-    policy=policy,
-    tokens=_held_out(config, lm, None if rows is None else rows.keys),
-    subjects=by_site(subjects),
-    folder=settings.workdir(config) / _PARTS,
-    rows_store=rows,
-    untrained=untrained,
-  )
-
-
-def _parse(given: str) -> Subject:
-  """An SAE from "PATH", "SITE=PATH" or "NAME:SITE=PATH"."""
-  label, found, path = given.rpartition("=")
-  if not found or not re.fullmatch(r"(?:[^:/]+:)?\w+\.\d+", label):
-    label, path = "", given
-  name, _, site = label.rpartition(":")
-  if site:
-    sites.parse(site)
-  where = pathlib.Path(path)
-  if not name:
-    folder = where.parent if where.suffix == ".npz" else where
-    name = "/".join(folder.parts[-3:])
-  return subject(sae.load(path), name, site or None)
-
-
-def _held_out(config: Config, lm, trained_on: np.ndarray | None) -> np.ndarray:
-  """Held-out sequences, int32 [S, T].
-
-  Args:
-    config: the settings.
-    lm: its tokenizer.
-    trained_on: keys of the documents that the SAEs were trained on, none of
-      which may be there; None: not known.
-  """
-  stride = config.evaluate.stride
-  windows = packing.pack(
-    settings.mixed_documents(config, "held_out"),
-    lm.tokenizer,
-    config.data.window,
-    windows=config.evaluate.sequences * stride,
-    packed=config.data.packed,
-    chat=settings.chat_template(config, lm.tokenizer),
-  )
-  if trained_on is not None:
-    shared = np.isin(windows.keys, trained_on).sum()
-    if shared:
-      raise ValueError(
-        f"{shared} of the held-out documents are among those that the SAEs were"
-        " trained on: evaluate with the data.held_out and sources of the"
-        " harvest"
-      )
-  return windows.tokens[::stride]
-
-
-def _provenance(bench: Bench) -> dict[str, Any]:
-  config, lm = bench.config, bench.lm
-  names = settings.sources(config)
-  return {
-    "tokens": {
-      "sequences": len(bench.tokens),
-      "length": int(bench.tokens.shape[1]),
-      "counted": int(bench.policy.keep(bench.tokens).sum()),
-      "split": "held_out",
-      "sources": list(names),
-      "licences": {name: texts.licence(name) for name in names},
-      "hash": artifacts.sha256_arrays([bench.tokens]),
-    },
-    "model": {
-      "label": lm.label,
-      "weights_hash": lm.weights_hash,
-      "tokenizer": lm.tokenizer.fingerprint,
-    },
-    "hashes": {
-      s.name: artifacts.sha256_arrays(
-        vars(s.sae.params)[key]
-        for key in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
-      )
-      for each in bench.subjects.values()
-      for s in each
-    },
-    "token_policy": bench.policy.to_dict(),
-    "config": settings.resolved(config),
-    "code": artifacts.code_version(),
   }

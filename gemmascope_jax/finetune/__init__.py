@@ -9,7 +9,7 @@ turns, `delta` keeps what changed and adds it to the model again, `run` does all
 of it in a folder.
 """
 
-from gemmascope_jax.finetune.delta import apply
+from gemmascope_jax.finetune.delta import FILE, apply
 from gemmascope_jax.finetune.run import run
 from gemmascope_jax.finetune.scoring import Scores, score
 from gemmascope_jax.finetune.tuning import Recipe, tune

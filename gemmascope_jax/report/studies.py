@@ -21,7 +21,10 @@ _TITLES = {
   "width": "Width and feature splitting (figures 4, 5)",
   "frequency": "Firing frequency (figure 5)",
   "interpretability": "Interpretability (figures 6, 7)",
+  "instruct": "Instruction-tuned models (figures 8, 19-23)",
+  "subsets": "Subsets of a corpus (figure 9)",
   "precision": "Low precision (figure 10)",
+  "transcoders": "Transcoders (figure 11)",
   "uniformity": "Uniformity of active latents' importance (figure 16)",
 }
 

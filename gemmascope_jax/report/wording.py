@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gemmascope_jax.report.results import Fidelity, Row, Value
@@ -76,6 +76,21 @@ def tokens(value: dict[str, Any]) -> str:
   if "split" in value:
     phrase += f" ({str(value['split']).replace('_', ' ')})"
   return phrase
+
+
+def short_names(saes: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Site and L0 of rows of a study; a row's name only where that is not
+  enough to tell it from the others."""
+  short = [
+    f"{sae['site']}, L0 {sae['l0']['mean']:.0f}"
+    if sae.get("l0")
+    else f"{sae['site']}: {sae['name']}"
+    for sae in saes
+  ]
+  return [
+    f"{text} ({sae['name']})" if short.count(text) > 1 else text
+    for text, sae in zip(short, saes, strict=True)
+  ]
 
 
 def row_name(row: Row) -> str:

@@ -73,6 +73,10 @@ class Recipe:
       at which that many latents fire on an average row.
     bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
     pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
+    centre_inputs: of a transcoder: the encoder reads x less its mean over the
+      store, a constant that is folded away. An SAE has its pre-encoder bias for
+      that. GS: no; but where the mean is most of x (96 % of E||x||^2 at
+      mlp_in.5 of Gemma 3 270M) a short run spends itself on it.
     normalise: "rms" divides by C with E||x||^2 = C^2 (GS 3.1), a transcoder's
       targets by the inputs' C (GS appendix B); "each" those by their own C;
       "none" by 1. See `training.units`.
@@ -119,6 +123,7 @@ class Recipe:
   threshold_init_l0: float | None = None
   bias_init: str = "zeros"
   pre_encoder_bias: bool = True
+  centre_inputs: bool = False
   normalise: str = "rms"
   matmul_precision: str = "highest"
   step: str = "auto"

@@ -1,16 +1,16 @@
 """Folding the training-time conveniences into the released weights.
 
-Training sees x / a and y / c and may subtract the pre-encoder bias; a release
-does neither. a [D] and c [E] are the inputs' and targets' scales. With
+Training sees x / a and y / c and may subtract the pre-encoder bias, or a
+transcoder's mean input m; a release does none of it. a [D] and c [E] are the inputs' and targets' scales. With
 
-  f = JumpReLU_theta((x / a - s) W_enc + b_enc),   s = b_dec or 0
-  y = c (f W_dec + b_dec + (x / a) W_skip)
+  f = JumpReLU_theta((x / a - s) W_enc + b_enc),   s = b_dec, m or 0
+  y = c (f W_dec + b_dec + (x / a - m) W_skip)
 
 and any n [M] > 0, f' = n f = JumpReLU_theta'(x W_enc' + b_enc') and
 y = f' W_dec' + b_dec' + x W_skip' for
 
   W_enc'  = diag(1 / a) W_enc diag(n)     W_dec'  = diag(1 / n) W_dec diag(c)
-  b_enc'  = n (b_enc - s W_enc)           b_dec'  = c b_dec
+  b_enc'  = n (b_enc - s W_enc)           b_dec'  = c (b_dec - m W_skip)
   theta'  = n theta                       W_skip' = diag(1 / a) W_skip diag(c)
 
 because JumpReLU is positively homogeneous when the threshold scales along: the
@@ -36,6 +36,7 @@ def fold(
   scale: float | np.ndarray,
   pre_encoder_bias: bool,
   target_scale: float | np.ndarray | None = None,
+  centre: np.ndarray | None = None,
 ) -> Params:
   """Training-space parameters to raw activation space.
 
@@ -45,6 +46,7 @@ def fold(
       input; positive.
     pre_encoder_bias: whether the encoder read x - b_dec.
     target_scale: c, of the targets: a number or [E]; None: `scale`.
+    centre: m, [D], what was subtracted from the inputs; None: nothing.
 
   Returns:
     Parameters for raw activations and no pre-encoder bias; float32, computed
@@ -69,6 +71,10 @@ def fold(
   if pre_encoder_bias:
     b_enc = b_enc - params["w_enc"] @ b_dec
   w_skip = params.get("w_skip")
+  if centre is not None:
+    b_enc = b_enc - params["w_enc"].astype(np.float64) @ centre
+    if w_skip is not None:
+      b_dec = b_dec - centre @ w_skip.astype(np.float64)
   if c.ndim == 0:
     n = c
   else:

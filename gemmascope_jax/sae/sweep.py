@@ -18,7 +18,7 @@ from gemmascope_jax.sae import kernels, train_step
 from gemmascope_jax.sae.config import KNOBS, Recipe
 
 # What one stream of batches fixes for all who read it.
-_SHARED = ("batch_size", "normalise")
+_SHARED = ("batch_size", "normalise", "centre_inputs")
 
 
 def check(recipes: Sequence[Recipe], batch_size: int) -> None:

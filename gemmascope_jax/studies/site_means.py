@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,18 +50,7 @@ def means(
     ValueError: no token counts.
   """
   names = sorted({str(sites.check(lm.config, name)) for name in names})
-  key = artifacts.fingerprint(
-    [
-      "means",
-      lm.weights_hash,
-      str(jax.tree.leaves(lm.params)[0].dtype),
-      artifacts.code_version(),
-      names,
-      artifacts.sha256_arrays([tokens]),
-      policy,
-      batch,
-    ]
-  )
+  key = _key("means", lm, names, tokens, policy, batch)
 
   def make() -> dict[str, np.ndarray]:
     totals, count = dict.fromkeys(names, 0.0), 0
@@ -86,6 +75,73 @@ def means(
     return {name: total / count for name, total in totals.items()}
 
   return parts.cached(pathlib.Path(folder) / f"means_{key}.npz", make)
+
+
+def sums(
+  lm,
+  name: str,
+  tokens: np.ndarray,
+  masks: Mapping[str, np.ndarray],
+  shift: np.ndarray,
+  folder: str | os.PathLike,
+  *,
+  pad_id: int,
+  batch: int = 8,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Sums over parts of the tokens of a site's activations.
+
+  Args:
+    lm: a `Gemma`.
+    name: the site.
+    tokens: int32 [S, T].
+    masks: bool [S, T] of each part.
+    shift: float64 [D].
+    folder: where the result is kept.
+    pad_id: of tokens.
+    batch: sequences a pass.
+
+  Returns:
+    Of each part float64 [S, D], sums of x - shift, and float64 [S], of
+    ||x||^2.
+  """
+  arrays = artifacts.sha256_arrays([*masks.values(), shift])
+  key = _key("sums", lm, [name], tokens, [sorted(masks), arrays, pad_id], batch)
+
+  def make() -> dict[str, np.ndarray]:
+    found = {f"{part}/{what}": [] for part in masks for what in "xn"}
+    done = 0
+    for tokens_of in splice.batches(tokens, batch, pad_id):
+      acts = _acts(
+        lm.config, (name,), lm.params, tokens_of, tokens_of != pad_id
+      )
+      rows = min(batch, len(tokens) - done)
+      x = np.asarray(acts[name], np.float64)[:rows]
+      for part, mask in masks.items():
+        one = mask[done : done + rows, :, None]
+        moved = np.where(one, x - shift[None, None], 0)
+        norm = np.square(np.where(one, x, 0)).sum(axis=(1, 2))
+        found[f"{part}/x"].append(moved.sum(axis=1))
+        found[f"{part}/n"].append(norm)
+      done += rows
+    return {key: np.concatenate(each) for key, each in found.items()}
+
+  found = parts.cached(pathlib.Path(folder) / f"sums_{key}.npz", make)
+  return {part: (found[f"{part}/x"], found[f"{part}/n"]) for part in masks}
+
+
+def _key(what: str, lm, names, tokens, counted, batch) -> str:
+  return artifacts.fingerprint(
+    [
+      what,
+      lm.weights_hash,
+      str(jax.tree.leaves(lm.params)[0].dtype),
+      artifacts.code_version(),
+      names,
+      artifacts.sha256_arrays([tokens]),
+      counted,
+      batch,
+    ]
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

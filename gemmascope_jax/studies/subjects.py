@@ -65,6 +65,7 @@ class Subject:
       "reads": self.reads,
       "family": self.sae.config.family,
       "width": self.sae.width,
+      "k": self.sae.config.k,
       "skip": self.sae.params.w_skip is not None,
       "sparsity_coefficient": recipe.get("sparsity_coefficient"),
       "seed": recipe.get("seed"),

@@ -101,5 +101,9 @@ def _folded(
   whole = jax.tree.map(np.asarray, whole)
   for block in parallel.blocks(by_latents, _LATENTS_AT_A_TIME):
     yield fold.fold(
-      block | whole, units.scale, recipe.pre_encoder_bias, units.target_scale
+      block | whole,
+      units.scale,
+      recipe.pre_encoder_bias,
+      units.target_scale,
+      units.centre,
     )

@@ -9,7 +9,7 @@ Gemma Scope divides a site's activations by one number C, with E||x||^2 = C^2
               targets' own C for y: the inputs' may leave E||y||^2 at thousands
               (2,800 after layer 5 of Gemma 3 270M), and lambda, which is
               weighed against the error in y, would mean another thing at every
-              layer
+              layer. With `Recipe.centre_inputs` x is less its mean
   crosscoder  x = y = the sites' rows side by side, each divided by its own C
               (Gemma Scope 2 normalises each layer separately): with K sites
               E||x||^2 = K, and none outweighs the others
@@ -46,6 +46,8 @@ class Units:
     scale: C, which x is divided by; of a crosscoder float64 [D], each site's
       for its columns.
     target_scale: the same for y.
+    centre: float64 [D], what is subtracted from a transcoder's inputs, in
+      training units; None: nothing.
     x_mean: float64 [D], the inputs' mean in training units.
     y_mean: float64 [E], the targets'.
     y_variance: E||y - y_mean||^2.
@@ -56,6 +58,7 @@ class Units:
   parts: tuple[tuple[str, int], ...]
   scale: float | np.ndarray
   target_scale: float | np.ndarray
+  centre: np.ndarray | None
   x_mean: np.ndarray
   y_mean: np.ndarray
   y_variance: float
@@ -98,6 +101,8 @@ class Units:
         f" (variance {y_variance:.3g} in training units): there is nothing to"
         " learn; look at the store"
       )
+    x_mean = y_mean if target_site is None else means[0]
+    centre = x_mean if recipe.centre_inputs else None
     by_column = np.repeat(scales, stream.widths) if parts else None
     return cls(
       site=stream.site,
@@ -105,7 +110,8 @@ class Units:
       parts=parts,
       scale=by_column if parts else scales[0],
       target_scale=by_column if parts else scales[-1],
-      x_mean=y_mean if target_site is None else means[0],
+      centre=centre,
+      x_mean=x_mean if centre is None else np.zeros_like(x_mean),
       y_mean=y_mean,
       y_variance=y_variance,
     )
@@ -129,12 +135,16 @@ class Units:
       x = batch / (scale[None, :] if self.parts else scale)
       return x, x
     scales = jnp.float32(self.scale), jnp.float32(self.target_scale)
-    return _split(batch, *scales, len(self.x_mean))
+    centre = None
+    if self.centre is not None:
+      centre = jnp.asarray(self.centre, jnp.float32)
+    return _split(batch, *scales, len(self.x_mean), centre)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _split(batch, scale, target_scale, width):
-  return batch[:, :width] / scale, batch[:, width:] / target_scale
+def _split(batch, scale, target_scale, width, centre):
+  x, y = batch[:, :width] / scale, batch[:, width:] / target_scale
+  return x if centre is None else x - centre[None, :], y
 
 
 def check(recipe: Recipe, target_site: str | None) -> None:
@@ -148,6 +158,12 @@ def check(recipe: Recipe, target_site: str | None) -> None:
       raise ValueError(
         "recipe.skip is set, but a skip connection reconstructs its own input"
         " all by itself: leave it off, or train a transcoder (train.target_site)"
+      )
+    if recipe.centre_inputs:
+      raise ValueError(
+        "recipe.centre_inputs is set, which is for transcoders: an SAE's inputs"
+        " are its targets; use recipe.pre_encoder_bias and recipe.bias_init"
+        " 'mean'"
       )
     return
   for field, needed in (

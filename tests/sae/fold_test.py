@@ -116,8 +116,9 @@ def _stream(kind, factor):
 def _released(kind, factor):
   """Trains on rows times `factor`; the SAE, its inputs and its scale."""
   options = {} if kind in ("sae", "crosscoder") else dict(TRANSCODER)
-  if kind == "skip transcoder":
+  if kind.startswith("skip transcoder"):
     options |= {"skip": True, "normalise": "each"}
+  options["centre_inputs"] = kind.endswith(", centred")
   recipe = dataclasses.replace(RECIPE, **options)
   stream = _stream(kind, factor)
   units = Units.of(stream, recipe)
@@ -129,7 +130,11 @@ def _released(kind, factor):
     x, y = units.inputs_and_targets(jnp.asarray(stream.batch(i)))
     state, _ = sweep.step_fn(recipe)(state, x, y, Knobs.of(recipe))
   params = fold.fold(
-    state.params, units.scale, recipe.pre_encoder_bias, units.target_scale
+    state.params,
+    units.scale,
+    recipe.pre_encoder_bias,
+    units.target_scale,
+    units.centre,
   )
   rows = np.concatenate([stream.batch(step) for step in range(20, 60)])
   return SAE(params), rows[:, : params.w_enc.shape[0]]
@@ -140,7 +145,15 @@ def _released(kind, factor):
   [(1e-2, 3e-5), (1e2, 3e-5), (2.0**-7, 1e-6), (2.0**7, 1e-6)],
 )
 @pytest.mark.parametrize(
-  "kind", ["sae", "transcoder", "skip transcoder", "crosscoder"]
+  "kind",
+  [
+    "sae",
+    "transcoder",
+    "transcoder, centred",
+    "skip transcoder",
+    "skip transcoder, centred",
+    "crosscoder",
+  ],
 )
 def test_training_does_not_depend_on_the_activations_scale(
   kind, factor, tolerance
@@ -167,3 +180,27 @@ def test_training_does_not_depend_on_the_activations_scale(
   np.testing.assert_allclose(
     other(scaled), factor * base(rows), rtol=1e-3, atol=1e-4 * factor * 50
   )
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_centred_transcoder_folds_to_one_of_raw_inputs(skip):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  params = {
+    "w_enc": draw(30, 6),
+    "b_enc": draw(30),
+    "w_dec": draw(30, 4),
+    "b_dec": draw(4),
+    "threshold": np.abs(draw(30)),
+  }
+  if skip:
+    params["w_skip"] = draw(6, 4)
+  centre, a, c = 3 + draw(6).astype(np.float64), 2.5, 0.5
+  x = 10 * draw(50, 6)
+  inner = x / a - centre[None]
+  pre = inner @ params["w_enc"].T + params["b_enc"]
+  latents = np.where(pre > params["threshold"], np.maximum(pre, 0), 0)
+  y = latents @ params["w_dec"] + params["b_dec"]
+  y = y + (inner @ params["w_skip"] if skip else 0)
+  sae = SAE(fold.fold(params, a, False, c, centre))
+  np.testing.assert_allclose(sae(x), c * y, rtol=1e-4, atol=1e-4)

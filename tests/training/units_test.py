@@ -50,6 +50,19 @@ def test_inputs_and_targets(kind):
   assert (found[0] is found[1]) == ("transcoder" not in kind)
 
 
+def test_a_transcoders_inputs_can_be_centred():
+  stream, recipe, x, y = _expected("transcoder")
+  recipe = dataclasses.replace(recipe, centre_inputs=True)
+  units = Units.of(stream, recipe)
+  found = units.inputs_and_targets(jnp.asarray(stream.batch(3)))
+  mean = stream.parts[0].mean / _norm(stream.parts[0])
+  np.testing.assert_allclose(found[0], x - mean[None], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(found[1], y, rtol=1e-6)
+  assert not units.x_mean.any()
+  with pytest.raises(ValueError, match="centre_inputs is set, which is for"):
+    Units.of(stream.parts[0], Recipe(centre_inputs=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("normalised", [True, False])
 def test_moments_are_those_of_the_rows_in_training_units(kind, normalised):

@@ -24,9 +24,10 @@ def position(result: dict[str, Any]) -> Any:
   figure = plotting.blank(10.5, 4.9 + 0.2 * math.ceil(len(saes) / 3))
   panels = figure.subplots(1, 2)
   styles = plotting.sweep_styles(len(saes))
+  names = wording.short_names(saes)
   for panel, (metric, label) in zip(panels, _PANELS, strict=True):
     values = []
-    for sae, name, style in zip(saes, _names(saes), styles, strict=True):
+    for sae, name, style in zip(saes, names, styles, strict=True):
       values += _line(panel, sae["bins"], metric, name, style)
     plotting.log_axis(panel.xaxis, [*_middles(saes[0]["bins"])], (0.03, 0.03))
     panel.set_xlabel("position in the sequence (BOS is 0)")
@@ -42,20 +43,6 @@ def position(result: dict[str, Any]) -> Any:
     legend=panels[0].get_legend_handles_labels(),
   )
   return figure
-
-
-def _names(saes: list[dict[str, Any]]) -> list[str]:
-  """Site and L0 of each; its name only where that is not enough."""
-  short = [
-    f"{sae['site']}, L0 {sae['l0']['mean']:.0f}"
-    if sae.get("l0")
-    else f"{sae['site']}: {sae['name']}"
-    for sae in saes
-  ]
-  return [
-    f"{text} ({sae['name']})" if short.count(text) > 1 else text
-    for text, sae in zip(short, saes, strict=True)
-  ]
 
 
 def _middles(bins: dict[str, list]) -> list[float]:

@@ -1,0 +1,116 @@
+"""Who explains latents and who simulates them, from the config."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gemmascope_jax import gemma
+from gemmascope_jax.experiment.settings import Config
+from gemmascope_jax.studies import interpretability
+
+STATISTICS, LM, CHAT = "statistics", "lm", "chat"
+_EXPLANATION = 24  # tokens
+_ROUND = 64  # prompts are padded to a multiple: few compilations
+
+
+def judges(config: Config, lm, folder: pathlib.Path) -> tuple[Any, Any]:
+  """The explainer and the simulator of `config.studies`.
+
+  Args:
+    config: "statistics" of tokens need no model; "lm" is `lm` itself; "chat" is
+      behind an OpenAI-compatible endpoint.
+    lm: the language model under study.
+    folder: for the endpoint's answers.
+
+  Raises:
+    ValueError: another word, explanations that the simulator can't read, or an
+      endpoint without address or model.
+  """
+  options = config.studies
+  for name in ("explainer", "simulator"):
+    if options[name] not in (STATISTICS, LM, CHAT):
+      raise ValueError(
+        f"studies.{name} is {options[name]!r}; expected {STATISTICS}, {LM} or"
+        f" {CHAT}"
+      )
+  if (options.explainer == STATISTICS) != (options.simulator == STATISTICS):
+    raise ValueError(
+      f"studies.explainer is {options.explainer}, studies.simulator"
+      f" {options.simulator}: statistics of tokens are no text, so expected both"
+      " or neither"
+    )
+  if options.explainer == STATISTICS:
+    both = interpretability.TokenStatistics(tokenizer=lm.tokenizer)
+    return both, both
+  endpoint = None
+  if CHAT in (options.explainer, options.simulator):
+    endpoint = _endpoint(options, folder)
+  batch = config.evaluate.batch
+  explainer = (
+    interpretability.ChatExplainer(endpoint, lm.tokenizer, _prices(options))
+    if options.explainer == CHAT
+    else interpretability.LMExplainer(
+      lambda prompts: generate(lm, prompts, batch), lm.tokenizer, lm.label
+    )
+  )
+  simulator = (
+    interpretability.ChatSimulator(endpoint, lm.tokenizer, _prices(options))
+    if options.simulator == CHAT
+    else interpretability.LMSimulator(lm, batch)
+  )
+  return explainer, simulator
+
+
+def _endpoint(options, folder) -> interpretability.ChatEndpoint:
+  if not (options.chat_url and options.chat_model):
+    raise ValueError(
+      f"studies.chat_url is {options.chat_url!r}, studies.chat_model"
+      f" {options.chat_model!r}: expected the address of an OpenAI-compatible"
+      " endpoint, such as https://api.openai.com/v1, and the name of a model"
+      " there; its key comes from the environment variable OPENAI_API_KEY"
+    )
+  return interpretability.ChatEndpoint(
+    options.chat_url,
+    options.chat_model,
+    cache=folder / "chat",
+    requests_per_minute=options.chat_requests_per_minute,
+  )
+
+
+def _prices(options) -> interpretability.Prices | None:
+  dollars = tuple(options.chat_dollars_per_million)
+  return interpretability.Prices(*dollars) if dollars else None
+
+
+def generate(lm, prompts: list[str], batch: int) -> list[str]:
+  """Greedy continuations of prompts, up to the end of a line's worth."""
+  encoded = [
+    [lm.tokenizer.bos_id, *lm.tokenizer.encode(text)] for text in prompts
+  ]
+  found = []
+  for start in range(0, len(encoded), batch):
+    some = encoded[start : start + batch]
+    length = -(-max(map(len, some)) // _ROUND) * _ROUND
+    tokens = np.full((batch, length), lm.tokenizer.pad_id, np.int32)
+    mask = np.zeros((batch, length), bool)
+    for row, ids in enumerate(some):
+      tokens[row, : len(ids)] = ids
+      mask[row, : len(ids)] = True
+    said = gemma.sample(
+      lm.config,
+      lm.params,
+      tokens,
+      mask=mask,
+      stop_ids=(lm.tokenizer.eos_id,),
+      pad_id=lm.tokenizer.pad_id,
+      max_new_tokens=_EXPLANATION,
+      temperature=0,
+    )
+    whole, ends = np.asarray(said.tokens), np.asarray(said.lengths)
+    for row, ids in enumerate(some):
+      new = whole[row, len(ids) : ends[row]]
+      found.append(lm.tokenizer.decode([int(id_) for id_ in new]))
+  return found
