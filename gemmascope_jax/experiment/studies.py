@@ -29,6 +29,7 @@ from gemmascope_jax.studies import (
   frequency,
   interpretability,
   position,
+  precision,
   side_by_side,
   subsets,
   transcoders,
@@ -46,6 +47,7 @@ STUDIES = (
   "interpretability",
   "instruct",
   "subsets",
+  "precision",
   "transcoders",
   "uniformity",
 )
@@ -273,6 +275,29 @@ def _subsets(bench: Bench) -> Found:
   return found, subsets.findings(found)
 
 
+def _precision(bench: Bench) -> Found:
+  """Of one site, since every format of the model is a model of its own."""
+  dtype = bench.config.lm.dtype
+  if dtype != "float32":
+    raise LacksError(
+      f"lm.dtype is {dtype}: expected float32, which formats are compared with"
+    )
+  subjects = bench.subjects
+  if not bench.given:
+    site = max(subjects, key=lambda each: len(subjects[each]))
+    subjects = {site: bench.chosen().get(site) or subjects[site][:1]}
+  found = precision.run(
+    bench.lm,
+    subjects,
+    bench.tokens,
+    bench.policy,
+    bench.folder,
+    batch=bench.config.evaluate.batch,
+    progress=bench.config.progress,
+  )
+  return found, precision.findings(found)
+
+
 def _transcoders(bench: Bench) -> Found:
   where = {one.site for one in bench.every() if one.is_transcoder}
   if not where:
@@ -306,6 +331,7 @@ _STUDIES: dict[str, Callable[[Bench], Found]] = {
   "interpretability": _interpretability,
   "instruct": _instruct,
   "subsets": _subsets,
+  "precision": _precision,
   "transcoders": _transcoders,
   "uniformity": _uniformity,
 }

@@ -123,19 +123,25 @@ def gguf_name(name: str) -> str:
   return f"blk.{layer}.{_GGUF[name]}.weight"
 
 
-def write_tokenizer(folder: pathlib.Path, vocab: int = VOCAB) -> None:
-  """A `tokenizer.json` of single words."""
+def write_tokenizer(
+  folder: pathlib.Path, vocab: int = VOCAB, chat: bool = False
+) -> None:
+  """A `tokenizer.json` of single words; with a chat's, these are the last."""
   import tokenizers
 
   words = ["<pad>", "<eos>", "<bos>", "<unk>"]
   words += [f"w{i}" for i in range(len(words), vocab)]
+  special = words[:4]
+  if chat:
+    words[-4:] = ["user", "model", "<start_of_turn>", "<end_of_turn>"]
+    special += words[-2:]
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(
       {word: i for i, word in enumerate(words)}, unk_token="<unk>"
     )
   )
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  tokenizer.add_special_tokens(words[:4])
+  tokenizer.add_special_tokens(special)
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(folder / "tokenizer.json"))
 
