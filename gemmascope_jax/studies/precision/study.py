@@ -85,7 +85,7 @@ def run(
   lms.check(lm)
   for each in (*formats, *lm_formats):
     check(each)
-  formats = [each for each in formats if each != EXACT]
+  formats = [each for each in dict.fromkeys(formats) if each != EXACT]
   bench = _Bench.of(
     lm, subjects_by_site, tokens, policy, folder, batch, formats, progress
   )

@@ -109,8 +109,7 @@ def test_thresholds_at_a_rounding_edge_flip_what_is_planted():
     for format in formats.FORMATS
   }
   assert flips.pop("bfloat16") == [0, 2]
-  # float16 rounds 1.001 to 1.00098 and 1.0015 to 1.00195 or 1.00098.
-  assert set(map(tuple, flips.values())) <= {(), (2,)}
+  assert not any(flips.values())
 
 
 def test_what_all_formats_can_say_flips_nothing():

@@ -42,7 +42,6 @@ def _lm():
 def _saes():
   return by_site(
     [
-      subject(_sae(), "sparse"),
       subject(_sae(1, 0.0, k=4), "topk"),
       subject(_sae(2, 0.1, "mlp_in.1", target_site="mlp.1"), "skip"),
     ]
@@ -76,7 +75,7 @@ def _rows(sae, **wanted):
 
 
 def test_every_sae_is_measured_in_every_way(result):
-  assert [sae["name"] for sae in result["saes"]] == ["sparse", "topk", "skip"]
+  assert [sae["name"] for sae in result["saes"]] == ["topk", "skip"]
   for sae in result["saes"]:
     found = [(row["in_format"], row["format"]) for row in sae["rows"]]
     low = ["bfloat16", "float16", "int4"]
