@@ -193,7 +193,8 @@ def sha256_arrays(arrays: Iterable[Any]) -> str:
   for array in arrays:
     array = np.ascontiguousarray(array)
     digest.update(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(array.data.cast("B") if array.size else b"")
+    # A view, as not every dtype (bfloat16) lends its memory.
+    digest.update(array.reshape(-1).view(np.uint8) if array.size else b"")
   return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 import errno
 import pathlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -82,6 +83,11 @@ def test_fingerprints_depend_on_values_alone():
   assert same == artifacts.sha256_arrays([x.copy()])
   assert same != artifacts.sha256_arrays([x.reshape(2, 3)])
   assert same != artifacts.sha256_arrays([x.astype(np.float32)])
+  low = [x.astype(dtype) for dtype in (ml_dtypes.bfloat16, np.float16)]
+  assert len({artifacts.sha256_arrays([each]) for each in low}) == 2
+  assert artifacts.sha256_arrays([np.float32(1)]) == artifacts.sha256_arrays(
+    [np.ones(1, np.float32)]
+  )
 
 
 def test_differences_name_the_place_and_both_values():

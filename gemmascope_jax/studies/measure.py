@@ -73,7 +73,7 @@ def measure(
   ]
   keys = {
     name: artifacts.fingerprint(
-      [*shared, splice_special, _identity(replacement)]
+      [*shared, splice_special, identity(replacement)]
     )
     for name, replacement in replacements.items()
   }
@@ -116,7 +116,7 @@ def measure(
   )
 
 
-def _identity(replacement: Replacement) -> list:
+def identity(replacement: Replacement) -> list:
   """What a replacement's effect depends on: its arrays, and what they mean."""
   arrays = artifacts.sha256_arrays(jax.tree.leaves(replacement))
   return [str(jax.tree.structure(replacement)), arrays]
