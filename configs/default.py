@@ -26,7 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.lm = ml_collections.ConfigDict()
   config.lm.source = "google/gemma-2-2b"  # Hub id, folder, *.gguf or "demo"
   config.lm.dtype = "float32"  # GS 4.7: 32-bit precision throughout
-  config.lm.delta = ""  # a fine-tune of it: folder that experiments.finetune left
+  config.lm.delta = (
+    ""  # a fine-tune of it: folder that experiments.finetune left
+  )
 
   config.data = ml_collections.ConfigDict()
   # GS trains on Gemma's pre-training text, which is not public; this is the

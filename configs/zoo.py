@@ -34,13 +34,14 @@ def get_config():
     for coefficient in _LAMBDAS
   ]
   jumprelu += [{"sparsity_coefficient": value} for value in (1.5e-5, 3e-4)]
-  others = [{"family": "topk", "k": k, "aux_coefficient": 1 / 32}
-            for k in (24, 42)]
-  others += [{"family": "gated", "sparsity_coefficient": value}
-             for value in (2e-2, 4.5e-2)]
-  sweep = tuple(
-    {"sparsity_coefficient": value} for value in (3e-5, 1e-4, 3e-4)
-  )
+  others = [
+    {"family": "topk", "k": k, "aux_coefficient": 1 / 32} for k in (24, 42)
+  ]
+  others += [
+    {"family": "gated", "sparsity_coefficient": value}
+    for value in (2e-2, 4.5e-2)
+  ]
+  sweep = tuple({"sparsity_coefficient": value} for value in (3e-5, 1e-4, 3e-4))
   transcoder = {
     "train.site": f"mlp_in.{_LAYER}",
     "train.target_site": f"mlp.{_LAYER}",

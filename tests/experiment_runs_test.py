@@ -197,9 +197,7 @@ def test_saes_of_both_models_can_be_named(config, found, tmp_path):
     for name in ("res", "tuned")
   ]
   result = experiment.study(one, ["instruct"], given)["results"]["instruct"]
-  known = {
-    (row["trained_on"], row["rescaled"]) for row in result["saes"]
-  }
+  known = {(row["trained_on"], row["rescaled"]) for row in result["saes"]}
   assert known == {("base", False), ("base", True), ("tuned", False)}
 
 

@@ -232,7 +232,9 @@ def _subsets(bench: Bench) -> Found:
   config, options = bench.config, bench.config.studies
   try:
     if options.subset_source:
-      corpus = corpora.pile(options.subset_source, held_out=config.data.held_out)
+      corpus = corpora.pile(
+        options.subset_source, held_out=config.data.held_out
+      )
     else:
       corpus = corpora.stand_ins(
         config.data.packages or None,

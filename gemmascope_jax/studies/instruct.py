@@ -61,9 +61,7 @@ class Rescaled(Replacement):
     return x_hat / self.factor, active
 
 
-def part(
-  record: SiteRecord, mask: np.ndarray, first: np.ndarray
-) -> SiteRecord:
+def part(record: SiteRecord, mask: np.ndarray, first: np.ndarray) -> SiteRecord:
   """A record in which only some tokens count, FVU's mean being theirs.
 
   Args:
@@ -300,8 +298,7 @@ def _rescaling(result) -> Finding:
     " improve the frontier."
   )
   norms = "; ".join(
-    f"{each['site']}: {each['base_over_tuned']:.4f}"
-    for each in result["norms"]
+    f"{each['site']}: {each['base_over_tuned']:.4f}" for each in result["norms"]
   )
   gaps = [each["parts"]["rollout"] for each in result["rescaling"]]
   gaps = [each for each in gaps if each["l0"]["stderr"] is not None]

@@ -69,9 +69,7 @@ def _metrics(record: SiteRecord, spliced: SpliceRecord) -> dict[str, Any]:
 def findings(result: Mapping[str, Any]) -> list[Finding]:
   """What a result says about figure 9."""
   return [
-    _extreme(
-      result, _BEST, "Delta loss is lowest on DM Mathematics.", sign=-1
-    ),
+    _extreme(result, _BEST, "Delta loss is lowest on DM Mathematics.", sign=-1),
     _extreme(result, _WORST, "Delta loss is highest on Europarl.", sign=1),
   ]
 

@@ -6,45 +6,17 @@ import pytest
 from gemmascope_jax.studies import side_by_side
 from gemmascope_jax.studies.estimate import Estimate
 from gemmascope_jax.studies.findings import AGREES, DISAGREES, UNCLEAR
-from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
-
-SHAPE, WIDTH = (30, 12), 4
-
-
-def _site(seed=0):
-  rng = np.random.default_rng(seed)
-  x = rng.normal(size=(*SHAPE, WIDTH)) + 2
-  keep = np.ones(SHAPE, bool)
-  keep[:, 0] = False
-  clean = rng.uniform(1, 5, (SHAPE[0], SHAPE[1] - 1))
-  return SiteRecord.of(x, keep, ~keep, x[keep].mean(0), clean, keep[:, :-1])
-
-
-def _splice(site, error, delta, active, seed=0):
-  rng = np.random.default_rng(seed)
-  squared = error * rng.uniform(0.5, 1.5, SHAPE)
-  rise = delta * rng.uniform(0.5, 1.5, site.loss_clean.shape)
-  loss = site.loss_clean + rise
-  moments = np.ones((1, 4, WIDTH))
-  return SpliceRecord(
-    squared,
-    active * rng.uniform(0.9, 1.1, SHAPE),
-    site.norm,
-    site.norm * 0.9,
-    loss,
-    rise,
-    moments,
-  )
+from tests.studies import planted_records
 
 
 def _case(planted):
   """Of {site: {name: (error, delta, L0)}}."""
   records, rows = {}, []
   for place, members in planted.items():
-    site = _site()
-    found = {n: _splice(site, *v) for n, v in members.items()}
-    found[side_by_side.ZERO] = _splice(site, 9.0, 3.0, np.nan)
-    found[side_by_side.MEAN] = _splice(site, 4.0, 2.0, np.nan)
+    site = planted_records.site()
+    found = {n: planted_records.splice(site, *v) for n, v in members.items()}
+    found[side_by_side.ZERO] = planted_records.splice(site, 9.0, 3.0, np.nan)
+    found[side_by_side.MEAN] = planted_records.splice(site, 4.0, 2.0, np.nan)
     records[place] = (site, found)
     for name in members:
       rows.append(

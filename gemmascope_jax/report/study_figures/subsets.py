@@ -86,4 +86,3 @@ def _stand_ins(there) -> str:
   return textwrap.shorten(
     f" *A stand-in, not The Pile's text. {'; '.join(said)}.", 2000
   )
-
