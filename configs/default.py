@@ -162,6 +162,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.studies.chat_requests_per_minute = 60.0
   config.studies.chat_dollars_per_million = ()  # (input, output) tokens
   config.studies.most_dollars = 0.0  # refuse to cost more; 0: no limit
+  # A blinded sheet for people to rate so many latents of each SAE on, below
+  # ratings/ of workdir; 0: none. And files of ratings that came back.
+  config.studies.rated_latents = 0
+  config.studies.ratings = ()
   # Subsets of The Pile: "hf:monology/pile-uncopyrighted" or "file:PATH"; "":
   # stand-ins from packages.
   config.studies.subset_source = ""

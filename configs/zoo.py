@@ -76,12 +76,12 @@ def get_config():
     | late,
   )
 
-  config.evaluate.sequences = 16
+  config.evaluate.sequences = 32
   config.evaluate.latents = 24
-  config.studies.subset_sequences = 8
+  config.studies.subset_sequences = 12
   config.studies.instruct.delta = "runs/finetune"
   config.studies.instruct.prompts = "dialogue"
-  config.studies.instruct.prompt_count = 32
+  config.studies.instruct.prompt_count = 64
   config.studies.instruct.per_prompt = 1
   config.studies.instruct.new_tokens = 48
   return config

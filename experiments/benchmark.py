@@ -8,11 +8,13 @@ python -m experiments.benchmark train_sweep
 python -m experiments.benchmark train_quality
 python -m experiments.benchmark train_precision
 python -m experiments.benchmark synthetic
+python -m experiments.benchmark evaluate
 """
 
 from absl import app, logging
 
 from experiments.benchmarks import (
+  evaluate_pass,
   forward,
   store,
   synthetic,
@@ -32,6 +34,7 @@ BENCHMARKS = {
   "train_quality": train_quality.main,
   "train_precision": train_precision.main,
   "synthetic": synthetic.main,
+  "evaluate": evaluate_pass.main,
 }
 
 

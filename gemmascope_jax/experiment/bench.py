@@ -124,37 +124,33 @@ class Bench:
       found.append(one.describe() | {"l0": l0 and l0.to_dict()})
     return found
 
-  def chosen(self, *, families: bool = False) -> dict[str, list[Subject]]:
+  def chosen(self, *kinds: str) -> dict[str, list[Subject]]:
     """The SAEs of costly studies, transcoders left out.
 
     Those that were given; else of each site the one whose L0 is nearest
     `evaluate.target_l0`.
 
     Args:
-      families: one of each family.
+      *kinds: one of each kind: of each "family", each "family" and "width", ...
     """
-    mine = {
+    saes = {
       site: [one for one in each if not one.is_transcoder]
       for site, each in self.subjects.items()
     }
-    mine = {site: each for site, each in mine.items() if each}
+    saes = {site: each for site, each in saes.items() if each}
     if self.given:
-      return mine
+      return saes
     found: dict[str, list[Subject]] = {}
-    for site, each in mine.items():
+    for site, each in saes.items():
       rows = self.with_l0(each)
-      kinds = {row["family"] if families else None for row in rows}
-      best = {
-        kind: min(
-          (
-            (self._distance(row), place)
-            for place, row in enumerate(rows)
-            if kind in (None, row["family"])
-          ),
-        )[1]
-        for kind in kinds
-      }
-      found[site] = [each[place] for place in sorted(best.values())]
+      best: dict[tuple, tuple[float, int]] = {}
+      for place, row in enumerate(rows):
+        kind = tuple(row[name] for name in kinds)
+        mine = (self._distance(row), place)
+        best[kind] = min(best.get(kind, mine), mine)
+      found[site] = [
+        each[place] for _, place in sorted(best.values(), key=lambda b: b[1])
+      ]
     return found
 
   def _distance(self, row: Mapping[str, Any]) -> float:

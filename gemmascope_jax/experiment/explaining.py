@@ -10,6 +10,7 @@ import numpy as np
 from gemmascope_jax import gemma
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.studies import interpretability
+from gemmascope_jax.studies.interpretability import rating_sheet, ratings
 
 STATISTICS, LM, CHAT = "statistics", "lm", "chat"
 _EXPLANATION = 24  # tokens
@@ -83,6 +84,40 @@ def _endpoint(options, folder) -> interpretability.ChatEndpoint:
 def _prices(options) -> interpretability.Prices | None:
   dollars = tuple(options.chat_dollars_per_million)
   return interpretability.Prices(*dollars) if dollars else None
+
+
+def people(
+  config: Config, result, samples, tokenizer, folder: pathlib.Path
+) -> dict[str, Any] | None:
+  """Writes a sheet for people's ratings, and counts those that came back.
+
+  Args:
+    config: `studies.rated_latents` and `studies.ratings`.
+    result: of `interpretability.run`.
+    samples: of each of its SAEs, as they were gathered.
+    tokenizer: of the contexts.
+    folder: of the sheet and its key.
+
+  Returns:
+    The table of `ratings.table`, or None without ratings.
+
+  Raises:
+    FileNotFoundError: ratings without the sheet's key.
+    RatingError: ratings that are not of this sheet.
+  """
+  options = config.studies
+  if options.rated_latents:
+    chosen = rating_sheet.items(result, samples, options.rated_latents)
+    rating_sheet.write(folder, chosen, tokenizer, seed=config.seed)
+  if not options.ratings:
+    return None
+  key = folder / rating_sheet.KEY
+  if not key.exists():
+    raise FileNotFoundError(
+      f"studies.ratings names files, but there is no {key}: make the sheet first"
+      " (--config.studies.rated_latents=20)"
+    )
+  return ratings.table(ratings.read(options.ratings, key))
 
 
 def generate(lm, prompts: list[str], batch: int) -> list[str]:

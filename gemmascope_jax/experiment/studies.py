@@ -54,6 +54,7 @@ STUDIES = (
 _UNTRAINED = "untrained"
 _CONTEXT = 32  # tokens of a context that is explained or simulated
 _RESULTS, _REPORT = "results/studies", "report/studies"
+_RATINGS = "ratings"  # sheets for people
 
 Found = tuple[dict[str, Any], list[Finding]]
 
@@ -169,7 +170,8 @@ def _width(bench: Bench) -> Found:
 
 
 def _frequency(bench: Bench) -> Found:
-  site, saes = _of_one_site(bench, "frequency")
+  site, _ = _of_one_site(bench, "frequency")
+  saes = {s.name: s.sae for s in bench.chosen("family", "width")[site]}
   found = frequency.run(
     saes,
     bench.rows_store,
@@ -184,7 +186,7 @@ def _frequency(bench: Bench) -> Found:
 
 def _interpretability(bench: Bench) -> Found:
   site, _ = _of_one_site(bench, "interpretability")
-  saes = {s.name: s.sae for s in bench.chosen(families=True)[site]}
+  saes = {s.name: s.sae for s in bench.chosen("family")[site]}
   untrained = [_UNTRAINED] if site in bench.untrained else []
   if untrained:
     saes = saes | {_UNTRAINED: bench.untrained[site]}
@@ -215,6 +217,15 @@ def _interpretability(bench: Bench) -> Found:
   )
   counted = max(row["tokens"] for row in found["saes"])
   found["tokens"] = {"counted": counted} | _trained_on(bench)
+  table = explaining.people(
+    config,
+    found,
+    {name: gather(one).samples for name, one in saes.items()},
+    bench.lm.tokenizer,
+    settings.workdir(config) / _RATINGS,
+  )
+  if table is not None:
+    found["ratings"] = table
   return found, interpretability.findings(found)
 
 

@@ -208,6 +208,8 @@ def log_axis(
   limits = (low * span ** -margins[0], high * span ** margins[1])
   axis.axes.set(**{f"{name}scale": "log", f"{name}lim": limits})
   subs = (1, 2, 3, 5, 7) if span < 12 else (1, 2, 5) if span < 300 else (1,)
+  if span < 3:
+    subs = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
   axis.set_major_locator(ticker.LogLocator(subs=subs, numticks=30))
   axis.set_minor_locator(ticker.LogLocator(subs=range(1, 10), numticks=99))
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))

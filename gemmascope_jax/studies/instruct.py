@@ -294,8 +294,8 @@ def _prompts(result) -> Finding:
 
 def _rescaling(result) -> Finding:
   claim = (
-    "Rescaling activations to the base model's norm lowers L0, and does not"
-    " improve the frontier."
+    "Rescaling activations to the base model's norm lowers L0, but not FVU as"
+    " well: the frontier does not improve."
   )
   norms = "; ".join(
     f"{each['site']}: {each['base_over_tuned']:.4f}" for each in result["norms"]
@@ -307,7 +307,12 @@ def _rescaling(result) -> Finding:
     _sure(each["l0"]) < -_SURE and _sure(each["fvu"]) > -_SURE for each in gaps
   ):
     verdict = AGREES
-  elif gaps and all(_sure(each["l0"]) > _SURE for each in gaps):
+  elif gaps and (
+    all(_sure(each["l0"]) > _SURE for each in gaps)
+    or all(
+      _sure(each["l0"]) < _SURE and _sure(each["fvu"]) < -_SURE for each in gaps
+    )
+  ):
     verdict = DISAGREES
   words = "; ".join(
     f"L0 {_signed(each['l0'])}, FVU {_signed(each['fvu'])}" for each in gaps

@@ -143,7 +143,7 @@ def at_l0(saes: Sequence[Mapping[str, Any]], metric: str, l0: float):
   """(value, standard error) of a metric at an L0, between neighbours in log L0.
 
   Args:
-    saes: rows of one site and width.
+    saes: rows of one site, family and width.
     metric: such as "delta_loss".
     l0: where to read it off.
 
@@ -176,16 +176,25 @@ def _common_l0(*groups) -> float | None:
   return float(np.sqrt(low * high)) if low < high else None
 
 
+def _kin(row: Mapping[str, Any]) -> tuple:
+  """What SAEs of one curve share, whatever the site."""
+  transcoder = row.get("reads", row["site"]) != row["site"]
+  return row.get("family"), row.get("width"), row.get("skip"), transcoder
+
+
 def _between_sites(result, figure, claim, metric, judge) -> Finding:
   """Residual SAEs against the others of the same layer, at a common L0."""
-  saes = result["saes"]
+  groups: dict[tuple, list] = {}
+  for row in result["saes"]:
+    if not _kin(row)[-1]:
+      groups.setdefault((row["site"], _kin(row)), []).append(row)
   verdicts, words = [], []
-  residual = [s["site"] for s in saes if s["site"].startswith("res.")]
-  for site in dict.fromkeys(residual):
+  for (site, kin), ours in groups.items():
+    if not site.startswith("res."):
+      continue
     layer = site.split(".")[1]
-    ours = [s for s in saes if s["site"] == site]
     for kind in ("att", "mlp"):
-      theirs = [s for s in saes if s["site"] == f"{kind}.{layer}"]
+      theirs = groups.get((f"{kind}.{layer}", kin))
       l0 = _common_l0(ours, theirs) if theirs else None
       if l0 is None:
         continue
@@ -210,13 +219,10 @@ def _monotone(result) -> Finding:
   """Does less sparsity always cost less loss, pair by pair?"""
   claim = "Delta loss falls as L0 rises (at one site, family and width)."
   rows = {(s["site"], s["name"]): s for s in result["saes"]}
-  same = lambda a, b: all(
-    a.get(key) == b.get(key) for key in ("family", "width")
-  )
   signs = []
   for pair in result["differences"]:
     place = pair["site"]
-    if not same(rows[place, pair["of"]], rows[place, pair["less"]]):
+    if _kin(rows[place, pair["of"]]) != _kin(rows[place, pair["less"]]):
       continue
     l0, delta = pair["l0"], pair["delta_loss"]
     if delta["stderr"] and l0["stderr"] is not None and l0["mean"]:

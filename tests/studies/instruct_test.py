@@ -37,7 +37,9 @@ def _result(members, factor=0.9, seed=0):
       end = HALF - (place == 1)  # a loss belongs to the token it predicts
       width = SHAPE[1] - (place == 1)
       split.append(np.where(np.arange(width) < end, prompt, rollout)[None])
-    spliced[name] = planted_records.splice(record, *split, seed=number)
+    spliced[name] = planted_records.splice(
+      record, *split, seed=10 * seed + number
+    )
     rows.append(
       {
         "name": name,
@@ -150,8 +152,11 @@ def test_rescaling_that_lowers_l0_agrees():
 
 
 def test_noise_agrees_with_nothing_but_equality():
-  verdicts = _verdicts(
-    tuned=("tuned", False, 0.4, 0.5, 20), base=("base", False, 0.4, 0.5, 20)
-  )
-  assert verdicts[:2] == [AGREES, UNCLEAR]
-  assert verdicts[2] == DISAGREES  # loss on prompts rises
+  members = {
+    "base": ("base", False, 0.4, 0.5, 20),
+    "tuned": ("tuned", False, 0.4, 0.5, 20),
+  }
+  found = [instruct.findings(_result(members, seed=seed)) for seed in range(20)]
+  assert all(each[0].verdict == AGREES for each in found)
+  assert sum(each[1].verdict == UNCLEAR for each in found) >= 17
+  assert all(each[2].verdict == DISAGREES for each in found)  # it rises

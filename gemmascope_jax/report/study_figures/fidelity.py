@@ -12,6 +12,8 @@ _METRICS = (
   ("fvu", "FVU"),
 )
 
+_DASHES = ("-", "--", ":")
+
 
 def draw(result: dict[str, Any]) -> dict[str, Any]:
   """Figures by file stem, from a fidelity result of format 2 alone."""
@@ -19,11 +21,11 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def fidelity(result: dict[str, Any]) -> Any:
-  """Delta loss and FVU against L0, a line a site, family and width."""
+  """Delta loss and FVU against L0, a line a site, kind, family and width."""
   groups: dict[tuple, list] = {}
   for sae in result["saes"]:
     if sae["l0"] and sae["l0"]["mean"] > 0:
-      key = sae["site"], sae.get("family"), sae.get("width")
+      key = sae["site"], _kind(sae), sae.get("family"), sae.get("width")
       groups.setdefault(key, []).append(sae)
   figure = plotting.blank(10.5, 4.7 + 0.2 * math.ceil(len(groups) / 3))
   panels = figure.subplots(1, 2)
@@ -38,6 +40,7 @@ def fidelity(result: dict[str, Any]) -> Any:
         yerr=[sae[metric]["stderr"] or 0 for sae in saes],
         color=plotting.SERIES[at],
         marker=plotting.MARKERS[at],
+        linestyle=_DASHES[number // len(plotting.SERIES) % len(_DASHES)],
         linewidth=1.4,
         elinewidth=1,
         markersize=5,
@@ -72,7 +75,14 @@ def _extent(saes: list[dict[str, Any]], metric: str) -> list[float]:
   return found
 
 
+def _kind(sae: dict[str, Any]) -> str:
+  """What it is, if it is no SAE."""
+  if sae.get("reads", sae["site"]) == sae["site"]:
+    return ""
+  return " skip transcoder" if sae.get("skip") else " transcoder"
+
+
 def _label(key: tuple) -> str:
-  site, family, width = key
-  kind = wording.family(family) if family else "SAE"
-  return f"{site}: {kind}" + (f", {width:,} latents" if width else "")
+  site, kind, family, width = key
+  name = wording.family(family) + kind if family else "SAE"
+  return f"{site}: {name}" + (f", {width:,} latents" if width else "")

@@ -28,15 +28,18 @@ def instruct(result: dict[str, Any]) -> Any:
     groups.setdefault(key, []).append(row)
   figure = plotting.blank(10.5, 8.0)
   panels = figure.subplots(2, 2, sharex=True)
+  l0s = [
+    row["parts"][part]["l0"]["mean"]
+    for row in result["saes"]
+    for part, _ in _COLUMNS
+  ]
   for across, (part, where) in enumerate(_COLUMNS):
     for down, (metric, label) in enumerate(_ROWS):
       panel = panels[down][across]
-      l0s = []
       for number, (key, rows) in enumerate(groups.items()):
         points = sorted(
           (row["parts"][part] for row in rows), key=lambda p: p["l0"]["mean"]
         )
-        l0s += [each["l0"]["mean"] for each in points]
         _line(panel, number, key, points, metric)
       plotting.log_axis(panel.xaxis, l0s, (0.1, 0.1))
       panel.axhline(0, color=plotting.MUTED, linewidth=0.8)

@@ -64,7 +64,7 @@ def subsets(result: dict[str, Any]) -> Any:
     "Subsets of a corpus",
     _facts(result, there),
     "Bars: one standard error over sequences. FVU: by the variance within the"
-    " subset." + _stand_ins(there),
+    f" subset. {_stand_ins(there)}",
     legend=panels[0].get_legend_handles_labels(),
   )
   return figure
@@ -84,5 +84,5 @@ def _stand_ins(there) -> str:
   if not said:
     return ""
   return textwrap.shorten(
-    f" *A stand-in, not The Pile's text. {'; '.join(said)}.", 2000
+    f"*A stand-in, not The Pile's text. {'; '.join(said)}.", 2000
   )

@@ -30,7 +30,8 @@ def transcoders(result: dict[str, Any]) -> Any:
       at = number % len(plotting.SERIES)
       means = [row[metric]["mean"] for row in rows]
       errors = [row[metric]["stderr"] or 0.0 for row in rows]
-      extent += means + [m + e for m, e in zip(means, errors, strict=True)]
+      for mean, error in zip(means, errors, strict=True):
+        extent += [mean, mean + error, max(mean - error, mean / 4)]
       panel.errorbar(
         [row["l0"]["mean"] for row in rows],
         means,

@@ -125,7 +125,12 @@ def frequencies(result: dict[str, Any]) -> Any:
 def splitting(result: dict[str, Any]) -> Any:
   """What the latents of each wider SAE are to the narrower one."""
   steps = [step for ladder in result["ladders"] for step in ladder["steps"]]
-  names = [f"{a:,} to {b:,}" for a, b in (step["widths"] for step in steps)]
+  names = [
+    f"{a:,} to {b:,}"
+    + (f", {ladder['label']}" if len(result["ladders"]) > 1 else "")
+    for ladder in result["ladders"]
+    for a, b in (step["widths"] for step in ladder["steps"])
+  ]
   figure = plotting.blank(11.0, 5.4 + 0.28 * len(steps))
   left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
   styles = plotting.sweep_styles(len(steps))
@@ -144,7 +149,7 @@ def splitting(result: dict[str, Any]) -> Any:
   left.set_xlabel("largest decoder cosine with a narrow latent")
   left.set_ylabel("share of firing wide latents (%)")
   left.set_ylim(bottom=0)
-  left.legend(loc="upper left")
+  left.legend(loc="upper center")
   for row, step in enumerate(steps):
     start = 0.0
     for kind, colour in _CLASSES.items():

@@ -35,7 +35,7 @@ def findings(result: dict[str, Any]) -> list[Finding]:
   trained = [g for g in groups if g["family"] != summary.UNTRAINED]
   found = [
     _no_difference(
-      "Figure 7",
+      "7",
       "SAE families are equally interpretable: language-model simulations"
       " correlate equally well with the true activations of JumpReLU, TopK and"
       " Gated SAEs' latents",
@@ -48,7 +48,7 @@ def findings(result: dict[str, Any]) -> list[Finding]:
   if ratings is not None:
     found.append(
       _no_difference(
-        "Figure 6",
+        "6",
         "SAE families are equally interpretable: people rate equal shares of"
         " JumpReLU, TopK and Gated SAEs' latents as interpretable",
         [g for g in ratings["families"] if g["family"] != summary.UNTRAINED],
@@ -91,7 +91,7 @@ def _above_untrained(groups: Sequence[dict[str, Any]]) -> Finding:
   ]
   seen = "; ".join(_mean(group, "score") for group in groups)
   if base is None or not trained:
-    return Finding("Figure 7", claim, seen or "nothing", UNCLEAR)
+    return Finding("7", claim, seen or "nothing", UNCLEAR)
   gaps = [summary.unpaired(g["score"], base["score"]) for g in trained]
   parts = [
     f"{g['family']} - untrained: {_number(gap.to_dict())}"
@@ -107,7 +107,7 @@ def _above_untrained(groups: Sequence[dict[str, Any]]) -> Finding:
     verdict = DISAGREES
   else:
     verdict = UNCLEAR
-  return Finding("Figure 7", claim, f"{seen}. {'; '.join(parts)}", verdict)
+  return Finding("7", claim, f"{seen}. {'; '.join(parts)}", verdict)
 
 
 def _quantile(comparisons: int) -> float:

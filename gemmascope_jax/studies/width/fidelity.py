@@ -57,37 +57,37 @@ def covariance(found: Sequence[Fidelity]) -> np.ndarray:
   return windows / (windows - 1) * parts @ parts.T
 
 
-def at_equal_l0(narrow: Fidelity, wides: Sequence[Fidelity]) -> Estimate | None:
-  """log FVU of wide SAEs less that of a narrow one, at the narrow one's L0.
+def at_equal_l0(one: Fidelity, others: Sequence[Fidelity]) -> Estimate | None:
+  """log FVU of other SAEs less that of one, at its L0.
 
-  log FVU of the wide ones is interpolated linearly in log L0 between the two
-  whose L0 are around the narrow one's; nothing is extrapolated.
+  log FVU of the others is interpolated linearly in log L0 between the two whose
+  L0 are around the one's; nothing is extrapolated.
 
   Args:
-    narrow: one SAE.
-    wides: SAEs of one greater width, of several sparsities.
+    one: an SAE.
+    others: SAEs of one other width, of several sparsities.
 
   Returns:
-    The difference, below 0 if wider is better, with its paired standard error;
-    None if no two of the wide SAEs are around the narrow one's L0.
+    The difference, below 0 if the others are better, with its paired standard
+    error; None if no two of them are around the one's L0.
   """
-  wides = sorted(wides, key=lambda each: each.l0().mean)
-  target = narrow.l0().mean
-  levels = [each.l0().mean for each in wides]
+  others = sorted(others, key=lambda each: each.l0().mean)
+  target = one.l0().mean
+  levels = [each.l0().mean for each in others]
   after = int(np.searchsorted(levels, target, side="right"))
   if levels and levels[-1] == target:
     after = len(levels) - 1
   if not 0 < after < len(levels) or min(levels) <= 0:
     return None
-  low, high = wides[after - 1], wides[after]
+  low, high = others[after - 1], others[after]
   place = np.log(target / levels[after - 1])
   place /= np.log(levels[after] / levels[after - 1])
-  parts = [(1 - place, low), (place, high), (-1.0, narrow)]
+  parts = [(1 - place, low), (place, high), (-1.0, one)]
   if any(each.fvu().mean <= 0 for _, each in parts):
     return None
   mean = sum(w * np.log(each.fvu().mean) for w, each in parts)
   moved = sum(w * each.influence() / each.fvu().mean for w, each in parts)
-  moved = moved[narrow.rows > 0]
+  moved = moved[one.rows > 0]
   windows = len(moved)
   if windows < 2:
     return Estimate(float(mean), None, windows)

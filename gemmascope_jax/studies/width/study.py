@@ -10,6 +10,8 @@ Letters: D width of the site, M latents.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -239,24 +241,27 @@ def _mode_changes(names, frequencies) -> list[dict[str, Any]]:
 
 
 def _at_equal_l0(saes, fidelity) -> list[dict[str, Any]]:
-  """Every SAE against those of the next greater width."""
-  widths = sorted({sae.width for sae in saes.values()})
+  """SAEs of two neighbouring widths, at each L0 of one that lies between two of
+  the other's."""
+  of_width: dict[int, list] = {}
+  for name, sae in sorted(saes.items(), key=lambda item: item[1].width):
+    of_width.setdefault(sae.width, []).append(fidelity[name])
   found = []
-  for narrow, wide in zip(widths, widths[1:], strict=False):
-    wides = [fidelity[n] for n, sae in saes.items() if sae.width == wide]
-    for name, sae in saes.items():
-      if sae.width != narrow:
-        continue
-      change = fidelity_.at_equal_l0(fidelity[name], wides)
-      if change is not None:
-        found.append(
-          {
-            "narrow": narrow,
-            "wide": wide,
-            "l0": fidelity[name].l0().mean,
-            "log_fvu": change.to_dict(),
-          }
-        )
+  for narrow, wide in itertools.pairwise(of_width):
+    for own, other, sign in ((narrow, wide, 1), (wide, narrow, -1)):
+      for one in of_width[own]:
+        change = fidelity_.at_equal_l0(one, of_width[other])
+        if change is not None:
+          found.append(
+            {
+              "narrow": narrow,
+              "wide": wide,
+              "l0": one.l0().mean,
+              "log_fvu": dataclasses.replace(
+                change, mean=sign * change.mean
+              ).to_dict(),
+            }
+          )
   return found
 
 
