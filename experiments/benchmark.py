@@ -1,6 +1,7 @@
 """Speed and quality, against named rivals measured in the same run.
 
 python -m experiments.benchmark forward
+python -m experiments.benchmark evaluate
 python -m experiments.benchmark store
 python -m experiments.benchmark train_step
 python -m experiments.benchmark train_scaling
@@ -8,7 +9,6 @@ python -m experiments.benchmark train_sweep
 python -m experiments.benchmark train_quality
 python -m experiments.benchmark train_precision
 python -m experiments.benchmark synthetic
-python -m experiments.benchmark evaluate
 """
 
 from absl import app, logging
@@ -27,6 +27,7 @@ from experiments.benchmarks import (
 
 BENCHMARKS = {
   "forward": forward.main,
+  "evaluate": evaluate_pass.main,
   "store": store.main,
   "train_step": train_step.main,
   "train_scaling": train_scaling.main,
@@ -34,7 +35,6 @@ BENCHMARKS = {
   "train_quality": train_quality.main,
   "train_precision": train_precision.main,
   "synthetic": synthetic.main,
-  "evaluate": evaluate_pass.main,
 }
 
 

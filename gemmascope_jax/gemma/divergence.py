@@ -86,8 +86,8 @@ def divergence(
   def add(carry, rows):
     """One more chunk into the sums of each part, [P, X] each.
 
-    A product for each stream and not one for all, so that a stream's numbers
-    are the same bits whatever others there are.
+    A product for each stream and not one for all, so that a stream's losses are
+    the same bits whatever others there are, and its KL is to rounding.
     """
     first, *others = (
       vocabulary.soft_cap(vocabulary.chunk_logits(rows, each.T, precision), cap)
