@@ -1,5 +1,6 @@
 """Studies by one command, on a tiny model: results, page, resume, refusals."""
 
+import csv
 import json
 import pathlib
 import re
@@ -149,6 +150,36 @@ def test_a_study_of_a_store_says_what_it_lacks(trained, tmp_path):
   config.data.source = str(next(_folder(trained, "store").iterdir()))
   found = experiment.study(config, ["frequency"], [str(folder)])
   assert found["results"]["frequency"]["saes"][0]["width"] == 48
+
+
+def test_people_rate_a_blinded_sheet(trained, tmp_path):
+  config = trained.copy_and_resolve_references()
+  config.workdir = str(tmp_path)
+  config.data.source = str(next(_folder(trained, "store").iterdir()))
+  config.studies.rated_latents = 3
+  sae = str(sorted(_folder(trained, "train/saes").iterdir())[0])
+  experiment.study(config, ["interpretability"], [f"hidden:res.1={sae}"])
+  folder = tmp_path / "ratings"
+  assert (folder / "sheet.html").exists()
+  assert "hidden" not in (folder / "sheet.csv").read_text()
+  with open(folder / "sheet.csv", newline="", encoding="utf-8-sig") as file:
+    rows = list(csv.DictReader(file))
+  for row, label in zip(rows, ("YES", "YES", "NO"), strict=True):
+    row |= {"rater": "alice", "label": label}
+  with open(tmp_path / "alice.csv", "w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  config.studies.ratings = (str(tmp_path / "alice.csv"),)
+  result = experiment.study(
+    config, ["interpretability"], [f"hidden:res.1={sae}"]
+  )["results"]["interpretability"]
+  (family,) = result["ratings"]["families"]
+  assert family["yes"]["mean"] == pytest.approx(2 / 3)
+  config.studies.rated_latents = 0
+  (folder / "key.json").unlink()
+  with pytest.raises(FileNotFoundError, match="make the sheet first"):
+    experiment.study(config, ["interpretability"], [f"hidden:res.1={sae}"])
 
 
 def test_no_sae_at_a_path_is_said(trained, tmp_path):
