@@ -42,6 +42,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Documents as the user's turn of a chat, whose prefix is never trained on:
   # for instruction-tuned models (GS 4.5).
   config.data.chat = False
+  # Rollouts to harvest instead of sources: the .json that the instruct study
+  # left below rollouts/. Needs chat, for the policy that excludes the prefix.
+  config.data.rollouts = ""
   # Where training gets activations from: "": the store that harvest left below
   # workdir; the path or URL of a store; "grpc://HOST:PORT,..." (or grpc+tls):
   # servers of one (experiments.serve); "live": the model itself, nothing stored.
@@ -120,6 +123,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.recipe.threshold_parameter = "raw"  # GS does not say
   config.recipe.threshold_init = 1e-3  # GS 3.2
   config.recipe.threshold_init_l0 = 0.0  # 0: off, as in GS
+  config.recipe.start = ""  # a finished JumpReLU SAE to go on from; GS: none
   config.recipe.encoder_init = "transpose"  # GS 3.2
   config.recipe.bias_init = "zeros"  # GS 3.2
   config.recipe.pre_encoder_bias = True  # GS 3.2

@@ -247,3 +247,65 @@ def test_explainers_are_checked(config, found):
     with pytest.raises(ValueError, match=says):
       experiment.study(one, ["interpretability"])
   assert settings.workdir(one).exists()
+
+
+def test_an_sae_is_fine_tuned_on_rollouts(config, found, tuned, tmp_path):
+  (said,) = pathlib.Path(config.workdir, "rollouts").glob("*.json")
+  base = sorted(pathlib.Path(config.workdir, "res/train/saes").iterdir())[0]
+  one = config.copy_and_resolve_references()
+  one.runs, one.workdir, one.lm.delta = (), str(tmp_path), str(tuned)
+  one.harvest.sites, one.data.rollouts = ("res.1",), str(said)
+  with pytest.raises(ValueError, match="expected data.chat"):
+    experiment.harvest(one)
+  one.data.chat = True
+  counted = found["results"]["instruct"]["tokens"]["counted"]
+  one.harvest.rows = counted + 1
+  with pytest.raises(ValueError, match="ask for fewer rows"):
+    experiment.harvest(one)
+  one.harvest.rows = counted
+  store = experiment.harvest(one)
+  tokens = np.load(said.with_suffix(".npz"))["tokens"]
+  assert set(np.asarray(store.tokens).ravel()) <= set(tokens.ravel()) | {0}
+  one.train.tokens, one.train.sparsity_coefficients = 640, (1e-3,)
+  one.recipe.width = gs.sae.load(base).width
+  one.recipe.start = str(base)
+  (folder,) = experiment.train(one)
+  start, end = (gs.sae.load(each) for each in (base, folder))
+  before = gs.sae.load(folder.parent.parent / "initial" / folder.name)
+  for name, value in vars(start.params).items():
+    if value is not None:
+      same = vars(before.params)[name]
+      size = np.abs(value).max()
+      np.testing.assert_allclose(same, value, rtol=1e-4, atol=1e-5 * size)
+  assert np.abs(end.params.w_enc - start.params.w_enc).max() > 1e-3
+  assert end.config.model.endswith("our tiny fine-tune")
+  assert "continued" in end.config.details()["name"]
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"width": 48}, "expected a JumpReLU SAE with"),
+    ({"family": "topk", "k": 3}, "only JumpReLU SAEs can be gone on with"),
+  ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(
+  config, found, tmp_path, change, says
+):
+  base = sorted(pathlib.Path(config.workdir, "res/train/saes").iterdir())[0]
+  one = config.copy_and_resolve_references()
+  one.runs, one.workdir = (), str(tmp_path)
+  one.data.source = str(next(pathlib.Path(config.workdir, "store").iterdir()))
+  one.train.sparsity_coefficients = ()
+  one.train.members = ({"start": str(base)} | change,)
+  with pytest.raises(ValueError, match=says):
+    experiment.train(one)
+
+
+def test_an_sae_of_another_model_is_refused(config, found, tmp_path):
+  sae = sorted(pathlib.Path(config.workdir, "tuned/train/saes").iterdir())[0]
+  one = config.copy_and_resolve_references()
+  one.runs, one.workdir = (), str(tmp_path)
+  one.studies.instruct.delta = ""
+  with pytest.raises(ValueError, match="load that model"):
+    experiment.study(one, ["fidelity"], [str(sae)])

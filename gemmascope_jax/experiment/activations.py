@@ -12,7 +12,7 @@ from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.data.stores import harvest as harvesting
 from gemmascope_jax.data.stores import store, store_writing
 from gemmascope_jax.data.streams import joint, live, stream
-from gemmascope_jax.data.tokens import token_files
+from gemmascope_jax.data.tokens import rollouts, token_files
 from gemmascope_jax.data.tokens.packing import Windows
 from gemmascope_jax.experiment import runs, settings
 from gemmascope_jax.experiment.settings import Config
@@ -120,6 +120,14 @@ def _windows(config: Config, tokenizer) -> Windows:
   Parts that share a folder of stores on a file system share the tokenising as
   well; where that folder is on an object store, each part does all of it.
   """
+  if config.data.rollouts:
+    found = rollouts.load(config.data.rollouts)
+    if found.about["tokenizer"] != tokenizer.fingerprint:
+      raise ValueError(
+        f"data.rollouts is {config.data.rollouts}, of {found.about['model']},"
+        " whose tokenizer is another one than that of lm.source"
+      )
+    return rollouts.windows(found, config.data.window, tokenizer.pad_id)
   key = {"text": settings.text(config), "split": "train"}
   named = artifacts.fingerprint(
     [key, tokenizer.fingerprint, config.harvest.rows]

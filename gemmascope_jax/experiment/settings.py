@@ -67,6 +67,11 @@ def check(config: Config) -> None:
       f" {config.data.held_out}; expected at least 2 tokens, and a share from 0"
       " to 1"
     )
+  if config.data.rollouts and not config.data.chat:
+    raise ValueError(
+      f"data.rollouts is {config.data.rollouts}, which are chats: expected"
+      " data.chat, so that the user's prefix is not trained on"
+    )
   if config.data.source_timeout <= 0:
     raise ValueError(
       f"data.source_timeout is {config.data.source_timeout}; expected more"
@@ -171,7 +176,8 @@ def text(config: Config) -> dict[str, Any]:
   values = config.data.to_dict()
   for name in ("source", "source_timeout", "source_ca"):
     del values[name]
-  return values | {"files": [_contents(name) for name in sources(config)]}
+  named = (*sources(config), values["rollouts"])
+  return values | {"files": [_contents(name) for name in named if name]}
 
 
 def shuffle(config: Config) -> Shuffle:

@@ -71,6 +71,8 @@ class Recipe:
     threshold_init_l0: ... unless this is set: then each latent's threshold
       starts at the quantile of its own pre-activations (on the first batch)
       at which that many latents fire on an average row.
+    start: a finished JumpReLU SAE of this width, a path as for `sae.load`, that
+      training goes on from; "": none, and the settings of initial values count.
     bias_init: start of b_dec: "zeros" (GS 3.2) or "mean", the store's mean.
     pre_encoder_bias: GS 3.2: the encoder reads x - b_dec.
     centre_inputs: of a transcoder: the encoder reads x less its mean over the
@@ -121,6 +123,7 @@ class Recipe:
   bandwidth: float = 1e-3
   threshold_init: float = 1e-3
   threshold_init_l0: float | None = None
+  start: str = ""
   bias_init: str = "zeros"
   pre_encoder_bias: bool = True
   centre_inputs: bool = False
@@ -207,6 +210,11 @@ class Recipe:
           f" read; leave it at {getattr(Recipe, field)!r}, or choose"
           f" {' or '.join(readers)}"
         )
+    if self.start and self.family != "jumprelu":
+      raise ValueError(
+        f"recipe.start is {self.start!r}, but recipe.family {self.family!r}:"
+        " only JumpReLU SAEs can be gone on with"
+      )
     if self.family in ("topk", "batch_topk") and self.k > self.width:
       raise ValueError(
         f"recipe.k is {self.k}; expected at most the width, {self.width}"
@@ -242,6 +250,8 @@ class Recipe:
     extra = " skip" if self.skip else ""
     if "w_dec" in self.frozen:
       extra += " random decoder"
+    if self.start:
+      extra += " continued"
     if self.seed:
       extra += f" seed={self.seed}"
     return f"{self.family} M={self.width} {sparsity}{extra}"

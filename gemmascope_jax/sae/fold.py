@@ -93,3 +93,50 @@ def fold(
     threshold=np.asarray(n * threshold, np.float32),
     w_skip=None if w_skip is None else np.asarray(w_skip, np.float32),
   )
+
+
+def unfold(
+  params: Params,
+  scale: float,
+  pre_encoder_bias: bool,
+  target_scale: float | None = None,
+  centre: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+  """The inverse of `fold`, for training to go on from a finished SAE.
+
+  Args:
+    params: on raw activations.
+    scale: a, a number; of the data that training goes on with.
+    pre_encoder_bias: whether the encoder is to read x - b_dec.
+    target_scale: c; None: `scale`.
+    centre: m, [D], what is subtracted from the inputs; None: nothing.
+
+  Returns:
+    float32 "w_enc" [M, D], "b_enc", "w_dec", "b_dec", "threshold" and, of a skip
+    transcoder, "w_skip": training-space parameters that fold to `params`.
+  """
+  a, c = float(scale), float(scale if target_scale is None else target_scale)
+  exact = {
+    name: np.asarray(value, np.float64)
+    for name, value in vars(params).items()
+    if value is not None
+  }
+  w_enc = exact["w_enc"].T * (a / c)
+  w_skip = exact.get("w_skip")
+  b_dec, b_enc = exact["b_dec"] / c, exact["b_enc"] / c
+  if w_skip is not None:
+    w_skip = w_skip * (a / c)
+  if centre is not None:
+    b_enc = b_enc + w_enc @ centre
+    if w_skip is not None:
+      b_dec = b_dec + centre @ w_skip
+  if pre_encoder_bias:
+    b_enc = b_enc + w_enc @ b_dec
+  found = {
+    "w_enc": w_enc,
+    "b_enc": b_enc,
+    "w_dec": exact["w_dec"],
+    "b_dec": b_dec,
+    "threshold": exact["threshold"] / c,
+  } | ({} if w_skip is None else {"w_skip": w_skip})
+  return {name: value.astype(np.float32) for name, value in found.items()}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts, parallel
 from gemmascope_jax.releases import gemma_scope
-from gemmascope_jax.sae import families, fold, sweep
+from gemmascope_jax.sae import families, fold, load, sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families.dictionary import Sample
 from gemmascope_jax.sae.sae import Params, SAEConfig
@@ -48,13 +48,72 @@ def sample_shapes(units: Units) -> Sample:
 
 
 def initial_state(
-  recipe: Recipe, sample: Sample, seed: int, mesh: Mesh | None = None
+  recipe: Recipe,
+  sample: Sample,
+  seed: int,
+  mesh: Mesh | None = None,
+  units: Units | None = None,
 ) -> TrainState:
-  """A member before its first step, on the devices that train it."""
+  """A member before its first step, on the devices that train it.
+
+  Args:
+    recipe: with `start`, its parameters are those of that SAE.
+    sample: see `sample`.
+    seed: added to the recipe's.
+    mesh: the devices; None: the default one.
+    units: needed with `start`.
+
+  Raises:
+    ValueError: an SAE to start from that is of another width or site.
+    FileNotFoundError: there is none.
+  """
   init = sweep.init_fn(recipe, mesh)
   state = init(jax.random.key(seed + recipe.seed), sample)
+  if recipe.start:
+    params = {
+      name: jax.device_put(value, state.params[name].sharding)
+      for name, value in _continued(recipe, units).items()
+    }
+    state = state.replace(params=state.params | params)
   # Each member owns its buffers, because its step is given them to overwrite.
   return jax.tree.map(jnp.copy, state)
+
+
+def _continued(recipe: Recipe, units: Units) -> dict[str, np.ndarray]:
+  """Parameters of the SAE that a recipe starts from, in training units."""
+  found = load(recipe.start)
+  site = found.config.site, found.config.target_site
+  own = units.site, units.target_site
+  if found.config.site is not None and site != own:
+    raise ValueError(
+      f"recipe.start is {recipe.start}, of {site[0]}"
+      f"{f' to {site[1]}' if site[1] else ''}: expected an SAE of {own[0]}"
+      f"{f' to {own[1]}' if own[1] else ''}"
+    )
+  shape = (recipe.width, len(units.x_mean), len(units.y_mean), recipe.skip)
+  theirs = (
+    found.width,
+    found.site_width,
+    found.target_width,
+    found.params.w_skip is not None,
+  )
+  if units.parts or found.config.k is not None or shape != theirs:
+    raise ValueError(
+      f"recipe.start is {recipe.start}, with (latents, inputs, outputs, skip)"
+      f" {theirs}: expected a JumpReLU SAE with {shape}"
+    )
+  params = fold.unfold(
+    found.params,
+    units.scale,
+    recipe.pre_encoder_bias,
+    units.target_scale,
+    units.centre,
+  )
+  threshold = np.maximum(params["threshold"], np.finfo(np.float32).tiny)
+  if recipe.threshold_parameter == "log":
+    del params["threshold"]
+    return params | {"log_threshold": np.log(threshold)}
+  return params | {"threshold": threshold}
 
 
 def save(

@@ -154,7 +154,9 @@ def _finish(stream, members, folder, seed, schedule, mesh, loggers) -> None:
 
   def begin(member, begun, saved) -> trainee.Trainee:
     if saved.latest is None or not begun:
-      state = endpoints.initial_state(member.recipe, sample(), seed, mesh)
+      state = endpoints.initial_state(
+        member.recipe, sample(), seed, mesh, units
+      )
       if not begun:
         save(member, state, member.initial)
     if saved.latest is None:

@@ -204,3 +204,25 @@ def test_a_centred_transcoder_folds_to_one_of_raw_inputs(skip):
   y = y + (inner @ params["w_skip"] if skip else 0)
   sae = SAE(fold.fold(params, a, False, c, centre))
   np.testing.assert_allclose(sae(x), c * y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_unfolding_is_the_inverse_of_folding(skip, bias, centred):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  params = {
+    "w_enc": draw(30, 6),
+    "b_enc": draw(30),
+    "w_dec": draw(30, 6),
+    "b_dec": draw(6),
+    "threshold": np.abs(draw(30)),
+  }
+  if skip:
+    params["w_skip"] = draw(6, 6)
+  rest = 2.5, bias, 0.5, draw(6) if centred else None
+  found = fold.unfold(fold.fold(params, *rest), *rest)
+  assert found.keys() == params.keys()
+  for name, value in params.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)

@@ -21,7 +21,9 @@ import numpy as np
 import tqdm
 
 from gemmascope_jax import artifacts, gemma
+from gemmascope_jax.data.text.documents import content_key
 from gemmascope_jax.data.tokens.chat import ChatTemplate
+from gemmascope_jax.data.tokens.packing import NO_DOCUMENT, Windows
 
 PADDING, MARKUP, PROMPT, ROLLOUT = range(4)
 FORMAT = 1
@@ -198,6 +200,29 @@ def load(path: str | os.PathLike) -> Rollouts:
       " command again"
     )
   return Rollouts(**_read(path.with_suffix(".npz")), about=about)
+
+
+def windows(found: Rollouts, window: int, pad_id: int) -> Windows:
+  """Rollouts to train on: each a window of its own.
+
+  Args:
+    found: see `Rollouts`.
+    window: tokens of a window; longer rollouts are cut, shorter ones padded.
+    pad_id: of the padding.
+  """
+  count, length = len(found.tokens), min(window, found.tokens.shape[1])
+  tokens = np.full((count, window), pad_id, np.int32)
+  tokens[:, :length] = found.tokens[:, :length]
+  said = np.zeros((count, window), bool)
+  said[:, :length] = (found.prompt | found.rollout)[:, :length]
+  numbers = np.arange(count, dtype=np.int32)[:, None]
+  keys = [content_key(row.tobytes().hex()) for row in tokens]
+  return Windows(
+    tokens=tokens,
+    documents=np.where(said, numbers, NO_DOCUMENT).astype(np.int32),
+    keys=np.array(keys, np.uint64),
+    sources=(f"rollouts of {found.about['model']}",),
+  )
 
 
 _ARRAYS = ("tokens", "roles", "stopped", "answers")
