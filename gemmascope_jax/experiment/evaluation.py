@@ -6,15 +6,12 @@ import contextlib
 import pathlib
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from gemmascope_jax import artifacts, sae, training
-from gemmascope_jax.data.stores import store
-from gemmascope_jax.data.streams import live, stream
+from gemmascope_jax.data.streams import stream
 from gemmascope_jax.data.text import texts
-from gemmascope_jax.data.tokens import packing
-from gemmascope_jax.experiment import activations, members, settings
+from gemmascope_jax.experiment import activations, bench, members, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.releases import gemma_scope
@@ -74,7 +71,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     dict(zip(names, saes, strict=True)),
     [sae.load(member.initial) for member in finished],
     rows_store,
-    _held_out(config, lm, rows_store),
+    bench.held_out(config, lm, rows_store.keys),
     workdir / "results" / "parts",
     baselines=sweep_fidelity.Baselines(
       components=config.evaluate.pca_components,
@@ -126,27 +123,6 @@ def evaluate(config: Config) -> dict[str, Any]:
   result["has_latents"] = latents_file.exists()
   artifacts.write_json(workdir / RESULT, result)
   return result
-
-
-def _held_out(config: Config, lm, rows_store: store.Store | live.LiveRows):
-  """Held-out sequences, int32 [S, T], none from a document trained on."""
-  stride = config.evaluate.stride
-  windows = packing.pack(
-    settings.mixed_documents(config, "held_out"),
-    lm.tokenizer,
-    config.data.window,
-    windows=config.evaluate.sequences * stride,
-    packed=config.data.packed,
-    chat=settings.chat_template(config, lm.tokenizer),
-  )
-  shared = np.isin(windows.keys, rows_store.keys).sum()
-  if shared:
-    raise ValueError(
-      f"{shared} of the held-out documents are in {rows_store.root}, which"
-      " the SAEs were trained on: evaluate with the data.held_out and sources"
-      " of the harvest"
-    )
-  return windows.tokens[::stride]
 
 
 def _release(workdir, site, saes, rows, before) -> None:

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 AGREES, DISAGREES, UNCLEAR = "agrees", "disagrees", "too little data"
+SURE = 2.0  # standard errors
+
+
+def verdict(signs: Sequence[float]) -> str:
+  """What several effects say together of a claim.
+
+  Args:
+    signs: of each effect how many standard errors it is from zero, above it
+      where it agrees.
+
+  Returns:
+    "agrees" if all are surely above zero, "disagrees" if all are surely below.
+  """
+  if signs and all(z > SURE for z in signs):
+    return AGREES
+  if signs and all(z < -SURE for z in signs):
+    return DISAGREES
+  return UNCLEAR
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,10 @@ from gemmascope_jax.studies.estimate import paired_difference
 from gemmascope_jax.studies.findings import (
   AGREES,
   DISAGREES,
+  SURE,
   UNCLEAR,
   Finding,
+  verdict,
 )
 from gemmascope_jax.studies.records import (
   SiteRecord,
@@ -40,7 +42,6 @@ STUDY = "instruct"
 PARTS = ("rollout", "prompt")
 BASE, TUNED = "base", "tuned"
 RESCALED = " (rescaled)"
-_SURE = 2.0  # standard errors
 _ALMOST = 0.1  # of the tuned SAE's delta loss: "almost the same"
 
 
@@ -227,22 +228,22 @@ def _same_loss(result) -> Finding:
     if gap["stderr"] is None:
       continue
     room = _ALMOST * abs(own)
-    if abs(gap["mean"]) + _SURE * gap["stderr"] <= room:
+    if abs(gap["mean"]) + SURE * gap["stderr"] <= room:
       verdicts.append(AGREES)
-    elif abs(gap["mean"]) - _SURE * gap["stderr"] > room:
+    elif abs(gap["mean"]) - SURE * gap["stderr"] > room:
       verdicts.append(DISAGREES)
     else:
       verdicts.append(UNCLEAR)
     l0 = each["parts"]["rollout"]["l0"]
     words.append(f"{_signed(gap)} of {own:.3g} (L0 {_signed(l0)})")
-  verdict = verdicts[0] if len(set(verdicts)) == 1 else UNCLEAR
+  together = verdicts[0] if len(set(verdicts)) == 1 else UNCLEAR
   seen = "No pair of SAEs that were trained alike."
   if words:
     seen = (
       f"Base less tuned, trained alike, nats: {'; '.join(words)}. Almost: within"
       f" {_ALMOST:.0%}, two standard errors included."
     )
-  return Finding("8", claim, seen, verdict)
+  return Finding("8", claim, seen, together)
 
 
 def _fvu_gap(result) -> Finding:
@@ -264,15 +265,10 @@ def _fvu_gap(result) -> Finding:
       f"FVU {fvu:+.1%} ± {fvu_error:.1%}, delta loss {loss:+.1%} ±"
       f" {loss_error:.1%}"
     )
-  verdict = UNCLEAR
-  if signs and all(z > _SURE for z in signs):
-    verdict = AGREES
-  elif signs and all(z < -_SURE for z in signs):
-    verdict = DISAGREES
   seen = "No pair of SAEs that were trained alike."
   if words:
     seen = f"Base against tuned, on rollouts: {'; '.join(words)}."
-  return Finding("8, 21", claim, seen, verdict)
+  return Finding("8, 21", claim, seen, verdict(signs))
 
 
 def _prompts(result) -> Finding:
@@ -283,13 +279,13 @@ def _prompts(result) -> Finding:
     if row["trained_on"] == BASE and not row["rescaled"]
   ]
   found = [each for each in found if each["stderr"] is not None]
-  verdict = UNCLEAR
-  if any(_sure(each) < -_SURE for each in found):
-    verdict = AGREES
-  elif found and all(_sure(each) > _SURE for each in found):
-    verdict = DISAGREES
+  said = UNCLEAR
+  if any(_sure(each) < -SURE for each in found):
+    said = AGREES
+  elif found and all(_sure(each) > SURE for each in found):
+    said = DISAGREES
   words = "; ".join(map(_signed, found)) or "no SAE of the base model"
-  return Finding("20", claim, f"Delta loss, nats: {words}.", verdict)
+  return Finding("20", claim, f"Delta loss, nats: {words}.", said)
 
 
 def _rescaling(result) -> Finding:
@@ -302,22 +298,22 @@ def _rescaling(result) -> Finding:
   )
   gaps = [each["parts"]["rollout"] for each in result["rescaling"]]
   gaps = [each for each in gaps if each["l0"]["stderr"] is not None]
-  verdict = UNCLEAR
+  said = UNCLEAR
   if gaps and all(
-    _sure(each["l0"]) < -_SURE and _sure(each["fvu"]) > -_SURE for each in gaps
+    _sure(each["l0"]) < -SURE and _sure(each["fvu"]) > -SURE for each in gaps
   ):
-    verdict = AGREES
+    said = AGREES
   elif gaps and (
-    all(_sure(each["l0"]) > _SURE for each in gaps)
+    all(_sure(each["l0"]) > SURE for each in gaps)
     or all(
-      _sure(each["l0"]) < _SURE and _sure(each["fvu"]) < -_SURE for each in gaps
+      _sure(each["l0"]) < SURE and _sure(each["fvu"]) < -SURE for each in gaps
     )
   ):
-    verdict = DISAGREES
+    said = DISAGREES
   words = "; ".join(
     f"L0 {_signed(each['l0'])}, FVU {_signed(each['fvu'])}" for each in gaps
   )
   seen = f"Base norm over tuned norm: {norms}."
   if words:
     seen += f" Rescaled less plain, on rollouts: {words}."
-  return Finding("23", claim, seen, verdict)
+  return Finding("23", claim, seen, said)

@@ -10,16 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemmascope_jax.studies.findings import (
-  AGREES,
-  DISAGREES,
-  UNCLEAR,
-  Finding,
-)
+from gemmascope_jax.studies.findings import UNCLEAR, Finding, verdict
 from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
 
 STUDY = "subsets"
-_SURE = 2.0  # standard errors
 _BEST, _WORST = "dm_mathematics", "europarl"  # the paper's
 
 
@@ -104,13 +98,10 @@ def _extreme(result, subset: str, claim: str, sign: int) -> Finding:
       else f"{name}: {own['mean']:.3g} ± {own['stderr']:.2g}, but {rival}"
       f" {of[rival]['mean']:.3g} ± {of[rival]['stderr']:.2g}"
     )
-  verdict = UNCLEAR
-  if all(z > _SURE for z in signs):
-    verdict = AGREES
-  elif all(z < -_SURE for z in signs):
-    verdict = DISAGREES
   stand_in = next(
     (s.get("stand_in") for s in result["subsets"] if s["name"] == subset), None
   )
   note = f" Text here: {stand_in}." if stand_in else ""
-  return Finding("9", claim, "; ".join(words) + f", nats.{note}", verdict)
+  return Finding(
+    "9", claim, "; ".join(words) + f", nats.{note}", verdict(signs)
+  )

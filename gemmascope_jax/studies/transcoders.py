@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 
 from gemmascope_jax.studies.estimate import Estimate, combination
-from gemmascope_jax.studies.findings import (
-  AGREES,
-  DISAGREES,
-  UNCLEAR,
-  Finding,
-)
+from gemmascope_jax.studies.findings import UNCLEAR, Finding, verdict
 from gemmascope_jax.studies.records import (
   SiteRecord,
   SpliceRecord,
@@ -29,7 +24,6 @@ from gemmascope_jax.studies.records import (
 
 STUDY = "transcoders"
 SAE, TRANSCODER, SKIP = "sae", "transcoder", "skip transcoder"
-_SURE = 2.0  # standard errors
 
 
 def kind(row: Mapping[str, Any]) -> str:
@@ -196,15 +190,10 @@ def _finding(result, figure, claim, one, other, sign) -> Finding:
     sign * c["delta_loss"]["mean"] / max(c["delta_loss"]["stderr"], 1e-300)
     for c in found
   ]
-  verdict = UNCLEAR
-  if all(each > _SURE for each in z):
-    verdict = AGREES
-  elif all(each < -_SURE for each in z):
-    verdict = DISAGREES
   words = "; ".join(
     f"L0 {c['l0']:.0f}: {c['delta_loss']['mean']:+.3g}"
     f" ± {c['delta_loss']['stderr']:.2g}"
     for c in found
   )
   seen = f"{one.capitalize()} less {other}, paired, nats: {words}."
-  return Finding(figure, claim, seen, verdict)
+  return Finding(figure, claim, seen, verdict(z))
