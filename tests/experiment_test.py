@@ -17,7 +17,7 @@ from experiments import _binary as _binary_module
 from gemmascope_jax import artifacts, experiment
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError
-from gemmascope_jax.experiment import activations, evaluation, settings
+from gemmascope_jax.experiment import activations, bench, settings
 from gemmascope_jax.sae.config import Recipe
 from tests.digests import digests
 from tests.gemma import tiny_files
@@ -338,9 +338,9 @@ def test_a_stride_takes_every_nth_held_out_window(done):
   lm = gs.gemma.load(config.lm.source)
   rows = experiment.harvest(config)
   config.evaluate.sequences, config.evaluate.stride = 4, 3
-  every_third = evaluation._held_out(config, lm, rows)
+  every_third = bench.held_out(config, lm, rows.keys)
   config.evaluate.sequences, config.evaluate.stride = 12, 1
-  every = evaluation._held_out(config, lm, rows)
+  every = bench.held_out(config, lm, rows.keys)
   np.testing.assert_array_equal(every_third, every[::3])
 
 
