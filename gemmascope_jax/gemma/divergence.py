@@ -25,14 +25,16 @@ Array = jax.Array
 
 
 class Divergence(NamedTuple):
-  """Of each edited stream, at each position.
+  """Of the model and of each edited stream, at each position.
 
   Attributes:
+    own_losses: float32 [S, T], the unedited model's cross-entropy, nats.
     losses: float32 [R, S, T], cross-entropy of the targets, nats.
     kl: float32 [R, S, T], KL(own || edited) of the next token, nats; off by
       rounding of about 1e-6 times the logits' size, to either side.
   """
 
+  own_losses: Array
   losses: Array
   kl: Array
 
@@ -118,14 +120,19 @@ def divergence(
   carry = (lowest, zero), [(lowest, zero, zero)] * len(edited)
   ((top, total), sums), _ = vocabulary.fold(add, carry, table, chunk)
   normaliser = jax.nn.logsumexp(top + jnp.log(total), axis=0)  # [X]
+
+  def loss(stream, log_total):
+    right = vocabulary.target_logits(table, stream, targets, precision)
+    return log_total - vocabulary.soft_cap(right, cap)
+
   losses, kl = [], []
   for each, (their_top, their_total, cross) in zip(
     hidden[1:], sums, strict=True
   ):
     theirs = jax.nn.logsumexp(their_top + jnp.log(their_total), axis=0)
     cross = (cross * jnp.exp(top - normaliser[None])).sum(axis=0)
-    right = vocabulary.target_logits(table, each, targets, precision)
-    losses.append(theirs - vocabulary.soft_cap(right, cap))
+    losses.append(loss(each, theirs))
     kl.append(cross - normaliser + theirs)
   shaped = lambda values: jnp.stack(values).reshape(-1, *targets.shape)
-  return Divergence(shaped(losses), shaped(kl))
+  own_losses = loss(hidden[0], normaliser).reshape(targets.shape)
+  return Divergence(own_losses, shaped(losses), shaped(kl))

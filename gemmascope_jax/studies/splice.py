@@ -62,7 +62,7 @@ def run_batch(
   tokens = jnp.asarray(tokens)
   mask = tokens != policy.pad_id
   keep = policy.keep(tokens)
-  before, residual, acts, losses = _clean(
+  before, residual, acts = _clean(
     lm.config, str(where), tuple(reads), lm.params, tokens, mask
   )
   x = acts[str(where)]
@@ -71,7 +71,6 @@ def run_batch(
     some = kept if kept.any() else np.ones_like(kept)
     shift = np.asarray(x, np.float64)[some].mean(axis=0)
   special = np.asarray(mask) & ~kept
-  record = SiteRecord.of(x, kept, special, shift, losses, kept_loss)
   near = jnp.asarray(shift, jnp.float32)
   given = (tokens, mask, keep, mask if splice_special else keep)
   parts, streams = [], []
@@ -90,11 +89,8 @@ def run_batch(
     )
     parts.append(part)
     streams.append(stream)
-  predictions = []
-  for start in range(0, len(streams), _AT_ONCE):
-    some = jnp.stack(streams[start : start + _AT_ONCE])
-    found = _predictions(lm.config, lm.params, residual, some, tokens)
-    predictions += zip(*map(np.asarray, found), strict=True)
+  losses, predictions = _predictions(lm, residual, streams, tokens)
+  record = SiteRecord.of(x, kept, special, shift, losses, kept_loss)
   records = {}
   for name, part, (loss, kl) in zip(
     replacements, parts, predictions, strict=True
@@ -130,7 +126,7 @@ def joint_losses(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _clean(config, site, reads, params, tokens, mask):
-  """(stream before the site's block, last stream, acts, losses) unspliced."""
+  """(stream before the site's block, last stream, acts) unspliced."""
   where = sites.parse(site)
   taps = {site, *reads}
   before = None
@@ -140,11 +136,8 @@ def _clean(config, site, reads, params, tokens, mask):
   out = gemma.forward(
     config, params, tokens, taps=tuple(sorted(taps)), mask=mask, logits=False
   )
-  losses = gemma.token_losses(
-    config, params, out.residual[:, :-1], tokens[:, 1:]
-  )
   acts = {name: out.acts[name].astype(jnp.float32) for name in (site, *reads)}
-  return before and out.acts[before], out.residual, acts, losses
+  return before and out.acts[before], out.residual, acts
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -184,12 +177,28 @@ def _spliced(
   return part, out.residual
 
 
+def _predictions(lm, own, streams, tokens):
+  """The model's losses, and (losses, KL) of each of the last streams."""
+  if not streams:
+    return _own_losses(lm.config, lm.params, own, tokens), []
+  found = []
+  for start in range(0, len(streams), _AT_ONCE):
+    some = jnp.stack(streams[start : start + _AT_ONCE])
+    own_losses, *of_each = _divergence(lm.config, lm.params, own, some, tokens)
+    found += zip(*map(np.asarray, of_each), strict=True)
+  return own_losses, found
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _predictions(config, params, own, edited, tokens):
-  """`divergence` of last streams."""
+def _divergence(config, params, own, edited, tokens):
   return divergence(
     config, params, own[:, :-1], edited[:, :, :-1], tokens[:, 1:]
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _own_losses(config, params, own, tokens):
+  return gemma.token_losses(config, params, own[:, :-1], tokens[:, 1:])
 
 
 @functools.partial(jax.jit, static_argnums=0)

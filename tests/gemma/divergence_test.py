@@ -45,7 +45,8 @@ def test_losses_are_those_of_token_losses():
   config, params, own, targets = _case()
   edited = np.stack([own + 1, own])
   found = divergence(config, params, own, edited, targets)
-  for stream, losses in zip(edited, found.losses, strict=True):
+  streams, of_each = (own, *edited), (found.own_losses, *found.losses)
+  for stream, losses in zip(streams, of_each, strict=True):
     expected = gemma.token_losses(config, params, stream, targets)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
   assert np.abs(found.kl[1]).max() < 1e-6  # nothing edited
@@ -67,6 +68,7 @@ def test_a_stream_is_the_same_bits_alone():
   run = jax.jit(lambda some: divergence(config, params, own, some, targets))
   together = run(edited)
   for number in range(3):
-    alone = run(edited[number : number + 1])
-    for one, all_ in zip(alone, together, strict=True):
+    own_losses, *alone = run(edited[number : number + 1])
+    np.testing.assert_array_equal(own_losses, together.own_losses)
+    for one, all_ in zip(alone, together[1:], strict=True):
       np.testing.assert_array_equal(one[0], all_[number])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gemmascope_jax.report import plotting, wording
@@ -34,8 +35,8 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     raise ValueError("no SAE has an r_L0: no latent was active at any token")
   sites = list(dict.fromkeys(row["site"] for row in rows))
   kinds = sorted({(row["family"], row["width"]) for row in rows})
-  columns = min(_COLUMNS, len(sites))
-  lines = -(-len(sites) // columns)
+  lines = math.ceil(len(sites) / _COLUMNS)
+  columns = math.ceil(len(sites) / lines)
   figure = plotting.blank(max(6.5, 3.8 * columns), 3.5 * lines + 1.5)
   panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
   for panel in panels.ravel()[len(sites) :]:

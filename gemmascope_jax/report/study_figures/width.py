@@ -149,7 +149,8 @@ def splitting(result: dict[str, Any]) -> Any:
   left.set_xlabel("largest decoder cosine with a narrow latent")
   left.set_ylabel("share of firing wide latents (%)")
   left.set_ylim(bottom=0)
-  left.legend(loc="upper center")
+  below = {"loc": "upper left", "bbox_to_anchor": (0, -0.16), "fontsize": 9}
+  left.legend(**below)
   for row, step in enumerate(steps):
     start = 0.0
     for kind, colour in _CLASSES.items():
@@ -173,13 +174,7 @@ def splitting(result: dict[str, Any]) -> Any:
   import matplotlib.patches
 
   handles = [matplotlib.patches.Patch(color=c) for c in _CLASSES.values()]
-  right.legend(
-    handles,
-    [_WORDS[kind] for kind in _CLASSES],
-    loc="upper left",
-    bbox_to_anchor=(0, -0.16),
-    fontsize=9,
-  )
+  right.legend(handles, [_WORDS[kind] for kind in _CLASSES], **below)
   plotting.frame(
     figure,
     "What becomes of latents in a wider dictionary",
