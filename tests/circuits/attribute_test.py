@@ -1,0 +1,273 @@
+"""Effects and edges against float64 differences of another implementation."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from gemmascope_jax import circuits
+from gemmascope_jax.sae.sae import SAEConfig
+from tests.circuits import tiny
+from tests.gemma import slow_model
+
+ANSWER, WRONG = 77, 130
+METRIC = circuits.Metric(ANSWER, WRONG)
+ALL = {"nodes": 10_000, "edges": 1_000_000}
+
+
+@pytest.fixture(scope="module")
+def lm():
+  return tiny.lm()
+
+
+@pytest.fixture(scope="module")
+def saes():
+  topk = tiny.sae("att.1", seed=1, k=5, family="topk")
+  return {"mlp.2": tiny.sae("mlp.2", seed=2), "res.0": tiny.sae("res.0")} | {
+    "att.1": topk
+  }
+
+
+@pytest.fixture(scope="module")
+def found(lm, saes):
+  return circuits.attribute(lm, saes, tiny.CLEAN, tiny.PATCH, METRIC, **ALL)
+
+
+class Slow:
+  """The model in float64, one site at a time."""
+
+  def __init__(self, lm, saes):
+    self.lm, self.saes = lm, saes
+    _, self.clean = self.run(tiny.CLEAN)
+    _, self.patch = self.run(tiny.PATCH)
+
+  def run(self, tokens, edits=None):
+    logits, acts = slow_model.forward(
+      self.lm.config, self.lm.params, tokens[None], edits
+    )
+    logits = slow_model.soft_cap(logits[0, -1], self.lm.config.final_softcap)
+    return logits[ANSWER] - logits[WRONG], acts
+
+  def code(self, site, x):
+    p, k = self.saes[site].params, self.saes[site].config.k
+    pre = x @ p.w_enc.astype(np.float64) + p.b_enc
+    f = np.where(pre > p.threshold, np.maximum(pre, 0), 0)
+    if k is not None:
+      f[f < np.sort(f, axis=-1)[..., -k, None]] = 0
+    f[..., 0, :] = 0  # BOS
+    return f
+
+  def error(self, site, x):
+    p = self.saes[site].params
+    return x - self.code(site, x) @ p.w_dec.astype(np.float64) - p.b_dec
+
+  def move(self, node):
+    """What the node's change adds to its site's activation [1, T, D]."""
+    old, new = self.clean[node.site], self.patch[node.site]
+    added = np.zeros_like(old)
+    t = node.position
+    if node.is_error:
+      change = self.error(node.site, new) - self.error(node.site, old)
+      added[0, t] = change[0, t]
+    else:
+      change = self.code(node.site, new) - self.code(node.site, old)
+      w_dec = self.saes[node.site].params.w_dec.astype(np.float64)
+      added[0, t] = change[0, t, node.latent] * w_dec[node.latent]
+    return added
+
+  def along(self, site, added, share, frozen=()):
+    """(metric, activations) with share x added at a site."""
+    hold = {r: lambda _, r=r: self.clean[r] for r in frozen}
+    return self.run(tiny.CLEAN, {site: lambda x: x + share * added} | hold)
+
+  def slope(self, site, added, value=lambda m, acts: m, frozen=()):
+    """Derivative along a direction, by central differences."""
+    step = 1e-5
+    up = value(*self.along(site, added, step, frozen))
+    down = value(*self.along(site, added, -step, frozen))
+    return (up - down) / (2 * step)
+
+
+@pytest.fixture(scope="module")
+def slow(lm, saes):
+  return Slow(lm, saes)
+
+
+def _some(nodes, site, errors):
+  own = [n for n in nodes if n.site == site and n.is_error == errors]
+  return own[:3] + own[-1:]
+
+
+@pytest.mark.parametrize("site", ["res.0", "att.1", "mlp.2"])
+def test_effects_are_gradients_times_changes(found, slow, site):
+  for errors in (False, True):
+    nodes = _some(found.nodes, site, errors)
+    assert nodes
+    for node in nodes:
+      added = slow.move(node)
+      slope = slow.slope(site, added)
+      assert node.effect == pytest.approx(slope, rel=5e-3, abs=1e-5)
+      real = slow.along(site, added, 1)[0] - found.value
+      assert node.ablated == pytest.approx(real, rel=5e-3, abs=1e-5)
+  # All latents and errors together are the activation itself.
+  whole = slow.slope(site, slow.patch[site] - slow.clean[site])
+  total = found.totals[site]
+  assert total["all"] == pytest.approx(whole, rel=2e-3, abs=1e-5)
+  of = lambda errors: math.fsum(
+    n.effect for n in found.nodes if n.site == site and n.is_error == errors
+  )
+  assert total["latents"] == pytest.approx(of(False), abs=1e-5)
+  assert total["error"] == pytest.approx(of(True), abs=1e-5)
+  assert abs(total["latents"]) > 1e-3 and abs(total["error"]) > 1e-3
+
+
+def test_what_the_run_says(found, slow, saes):
+  assert found.value == pytest.approx(slow.run(tiny.CLEAN)[0], rel=1e-4)
+  assert found.patch_value == pytest.approx(slow.run(tiny.PATCH)[0], rel=1e-4)
+  assert list(found.widths) == ["res.0", "att.1", "mlp.2"]
+  effects = [abs(node.effect) for node in found.nodes]
+  assert effects == sorted(effects, reverse=True)
+  # Before the first token that differs, and at BOS, nothing changes.
+  assert min(node.position for node in found.nodes) == 2
+  node = next(n for n in found.nodes if n.site == "res.0" and not n.is_error)
+  code = slow.code("res.0", slow.patch["res.0"])
+  place = node.position, node.latent
+  assert node.patch == pytest.approx(code[0][place], rel=1e-3, abs=1e-5)
+  assert set(found.agreement) == {"nodes", "pearson", "spearman", "sign"}
+  assert found.agreement["nodes"] == len(found.nodes)
+
+
+def test_the_edges_out_of_a_node_add_up_to_its_effect(found):
+  out = np.zeros(len(found.nodes))
+  for edge in found.edges:
+    out[edge.source] += edge.weight
+  effects = np.array([node.effect for node in found.nodes])
+  np.testing.assert_allclose(out, effects, rtol=1e-3, atol=2e-5)
+  names = ["embed", "res.0", "att.1", "mlp.2"]
+  place = {name: i for i, name in enumerate(names)}
+  for edge in found.edges:
+    if edge.target is not None:
+      one, other = found.nodes[edge.source], found.nodes[edge.target]
+      assert place[one.site] < place[other.site]
+      assert one.position <= other.position
+  kinds = {
+    (found.nodes[e.source].site, e.target and found.nodes[e.target].site)
+    for e in found.edges
+  }
+  assert ("res.0", "mlp.2") in kinds and ("att.1", "mlp.2") in kinds
+  # Whatever the embedding does it does through the stream after block 0.
+  assert not {("embed", "mlp.2"), ("embed", None)} & kinds
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_an_edge_is_the_effect_through_its_target_alone(found, slow, errors):
+  """From res.0 to mlp.2, with the heads of block 1 held still."""
+  pairs = [
+    edge
+    for edge in found.edges
+    if edge.target is not None
+    and found.nodes[edge.source].site == "res.0"
+    and found.nodes[edge.target].site == "mlp.2"
+    and found.nodes[edge.target].is_error == errors
+    and found.nodes[edge.source].is_error == errors
+  ]
+  assert pairs
+  for edge in pairs[:3]:
+    u, d = found.nodes[edge.source], found.nodes[edge.target]
+    t = d.position
+    if errors:
+      read = lambda m, acts: slow.error("mlp.2", acts["mlp.2"])[0, t]
+    else:
+      read = lambda m, acts: slow.code("mlp.2", acts["mlp.2"])[0, t, d.latent]
+    change = slow.slope("res.0", slow.move(u), read, frozen=["att.1"])
+    added = np.zeros_like(slow.clean["mlp.2"])
+    if errors:
+      added[0, t] = change
+    else:
+      added[0, t] = change * slow.saes["mlp.2"].params.w_dec[d.latent]
+    weight = slow.slope("mlp.2", added)
+    assert edge.weight == pytest.approx(weight, rel=5e-3, abs=2e-6)
+
+
+def test_integrated_gradients_add_up_to_the_real_change(lm, saes, slow, found):
+  only = {"mlp.2": saes["mlp.2"]}
+  smooth = circuits.attribute(
+    lm, only, tiny.CLEAN, tiny.PATCH, METRIC, steps=12, ablate=False, **ALL
+  )
+  change = slow.patch["mlp.2"] - slow.clean["mlp.2"]
+  real = slow.along("mlp.2", change, 1)[0] - found.value
+  total = smooth.totals["mlp.2"]["all"]
+  assert total == pytest.approx(real, rel=2e-3)
+  assert abs(found.totals["mlp.2"]["all"] - real) > 5 * abs(total - real)
+  assert smooth.agreement is None and smooth.nodes[0].ablated is None
+
+
+def test_the_zero_baseline_takes_latents_and_errors_away(lm, saes, slow):
+  only = {"mlp.2": saes["mlp.2"]}
+  metric = circuits.Metric(ANSWER)
+  found = circuits.attribute(lm, only, tiny.CLEAN, None, metric, **ALL)
+  assert found.patch_tokens is None and found.patch_value is None
+  nodes = [n for n in found.nodes if n.site == "mlp.2" and not n.is_error]
+  assert nodes and all(node.patch == 0 < node.clean for node in nodes)
+  code = slow.code("mlp.2", slow.clean["mlp.2"])
+  assert len(nodes) == np.count_nonzero(code)
+  x, bias = slow.clean["mlp.2"], saes["mlp.2"].params.b_dec
+  added = np.where(np.arange(x.shape[1])[None, :, None] > 0, bias - x, 0)
+
+  def capped(share):
+    edit = {"mlp.2": lambda x: x + share * added}
+    logits, _ = slow_model.forward(lm.config, lm.params, tiny.CLEAN[None], edit)
+    return slow_model.soft_cap(logits[0, -1], 3.0)[ANSWER]
+
+  whole = (capped(1e-5) - capped(-1e-5)) / 2e-5
+  assert found.totals["mlp.2"]["all"] == pytest.approx(whole, rel=2e-3)
+
+
+def test_only_the_largest_nodes_and_edges_are_kept(lm, saes, found):
+  only = {"mlp.2": saes["mlp.2"]}
+  few = circuits.attribute(
+    lm, only, tiny.CLEAN, tiny.PATCH, METRIC, nodes=7, edges=5, ablate=False
+  )
+  every = [n for n in found.nodes if n.site in ("mlp.2", "embed")]
+  same = lambda n: (n.site, n.position, n.latent)
+  assert [same(n) for n in few.nodes] == [same(n) for n in every[:7]]
+  assert len(few.edges) == 5
+  assert few.totals["mlp.2"] == pytest.approx(found.totals["mlp.2"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"patch": tiny.PATCH[:-1]}, "has 6 tokens, the patch prompt 5"),
+    ({"clean": tiny.CLEAN[None]}, r"expected \[T\] each"),
+    ({"metric": circuits.Metric(300)}, "token 300"),
+    ({"nodes": 0}, "nodes 0"),
+    ({"saes": {}}, "no SAEs"),
+    ({"saes": {"res.1": tiny.sae("res.0")}}, "trained at site res.0, not res"),
+    ({"saes": {"res.3": tiny.sae("res.2")}}, "gemma-tiny has layers 0..2"),
+    ({"target": "mlp.1"}, "transcoder to mlp.1"),
+    ({"parts": (("res.1", 12), ("res.2", 12))}, "crosscoder"),
+    ({"nan": True}, "not finite"),
+  ],
+)
+def test_bad_input_is_named(lm, change, message):
+  given = dict(saes={"res.1": tiny.sae("res.1")}, metric=METRIC)
+  given |= dict(clean=tiny.CLEAN, patch=tiny.PATCH)
+  fields = {}
+  if "target" in change:
+    fields = {"target_site": change.pop("target")}
+  if "parts" in change:
+    fields = {"parts": change.pop("parts")}
+  if fields:
+    sae = given["saes"]["res.1"]
+    given["saes"] = {
+      "res.1": sae.replace(config=SAEConfig(site="res.1", **fields))
+    }
+  if change.pop("nan", False):
+    sae = tiny.sae("res.1")
+    bad = dataclasses.replace(sae.params, w_dec=sae.params.w_dec * np.nan)
+    given["saes"] = {"res.1": sae.replace(params=bad)}
+  error = FloatingPointError if message == "not finite" else ValueError
+  with pytest.raises(error, match=message):
+    circuits.attribute(lm, **(given | change))
