@@ -21,11 +21,15 @@ from gemmascope_jax.circuits import edges as edges_
 from gemmascope_jax.circuits import nodes as nodes_
 from gemmascope_jax.circuits import places as places_
 from gemmascope_jax.circuits.edges import ERROR
-from gemmascope_jax.circuits.places import EMBED, Metric
+from gemmascope_jax.circuits.places import Metric
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import SAE
 from gemmascope_jax.studies.activity import resampling
 from gemmascope_jax.studies.estimate import Estimate
+
+
+_ROUNDED = 8  # nodes of a place are looked at by this many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +160,12 @@ def attribute(
     wrong=None if metric.wrong is None else jnp.asarray(metric.wrong),
   )
   run = (lm.config, lm.params, tokens)
-  found = {
-    place.name: nodes_.Effects(
-      *map(
-        np.asarray,
-        nodes_.effects(*run, place, metric, steps=steps, keep=nodes),
-      )
-    )
-    for place in places
-  }
+  found = {}
+  slopes = nodes_.slopes(*run, places, metric, steps)
+  for place, slope in zip(places, slopes, strict=True):
+    most = 0 if place.sae is None else min(nodes, place.sae.width)
+    each = nodes_.effects(place, slope, keep=most)
+    found[place.name] = nodes_.Effects(*map(np.asarray, each))
   kept = _largest(found, nodes)
   moves = {place.name: _moves(place, found, kept) for place in places}
   if ablate:
@@ -173,7 +174,9 @@ def attribute(
     place.name: [i for i, node in enumerate(kept) if node.site == place.name]
     for place in places
   }
-  value = lambda ids: float(_value(lm, metric, ids))
+  value = lambda ids: float(
+    nodes_.value(lm.config, lm.params, jnp.asarray(ids), metric)
+  )
   return Circuit(
     tokens=clean,
     patch_tokens=patch,
@@ -219,14 +222,6 @@ def _checked(lm, clean, patch, metric, nodes, edges, steps):
   return prompts[0], (None if patch is None else prompts[1])
 
 
-def _value(lm, metric, ids):
-  acts = places_.activations(lm.config, (), lm.params, jnp.asarray(ids))
-  x = acts[EMBED]
-  place = places_.Place(None, x, x, jnp.ones(len(ids), bool), None, EMBED)
-  last = places_.run(lm.config, lm.params, jnp.asarray(ids), place, x)
-  return metric.of(lm.config, lm.params, last)
-
-
 def _largest(found, count: int) -> list[Node]:
   """The nodes of the largest effects; ties go to the earlier one."""
   every = []
@@ -259,11 +254,17 @@ def _largest(found, count: int) -> list[Node]:
 
 
 def _moves(place, found, kept):
-  """(what each node's change adds to x [J, D], tokens [J]) at a place."""
+  """(what each node's change adds to x [J, D], tokens [J]) at a place.
+
+  J is the number of nodes rounded up, so that other prompts compile nothing
+  new; nodes that do not exist change nothing.
+  """
   own = [node for node in kept if node.site == place.name]
-  positions = np.array([node.position for node in own], np.int32)
   each = found[place.name]
-  moves = np.zeros((len(own), place.x.shape[1]), np.float32)
+  size = -(-len(own) // _ROUNDED) * _ROUNDED
+  positions = np.zeros(size, np.int32)
+  positions[: len(own)] = [node.position for node in own]
+  moves = np.zeros((size, place.x.shape[1]), np.float32)
   w_dec = None if place.sae is None else np.asarray(place.sae.params.w_dec)
   for row, node in enumerate(own):
     if node.is_error:
@@ -274,13 +275,15 @@ def _moves(place, found, kept):
 
 
 def _ablated(run, places, metric, kept, moves) -> list[Node]:
-  real = {}
-  for place in places:
-    if len(moves[place.name][0]):
-      found = nodes_.ablated(*run, place.bare(), metric, *moves[place.name])
-      real[place.name] = iter(np.asarray(found))
+  real = nodes_.ablated(
+    *run, places, metric, *zip(*(moves[p.name] for p in places), strict=True)
+  )
+  own = {
+    place.name: iter(np.asarray(values))
+    for place, values in zip(places, real, strict=True)
+  }
   return [
-    dataclasses.replace(node, ablated=float(next(real[node.site])))
+    dataclasses.replace(node, ablated=float(next(own[node.site])))
     for node in kept
   ]
 
@@ -292,26 +295,23 @@ def _edges(run, places, metric, found, kept, by_place, moves, count):
       place,
       jnp.asarray(found[place.name].slope),
       moves[place.name][1],
-      jnp.asarray([kept[i].latent for i in by_place[place.name]], jnp.int32),
+      _numbers(kept, by_place[place.name], len(moves[place.name][1])),
     )
     for place in places
     if place.sae is not None and by_place[place.name]
   }
   every = []
   for number, place in enumerate(places):
-    sources = by_place[place.name]
+    sources, frozen = by_place[place.name], {}
     if not sources:
       continue
-    after = places[number + 1 :]
-    frozen = {}
-    for target in after:
+    here = (params, tokens, place.bare())
+    for target in places[number + 1 :]:
       if target.name in later:
         weights = edges_.between(
           config,
           target.name,
-          params,
-          tokens,
-          place.bare(),
+          *here,
           dict(frozen),
           later[target.name],
           moves[target.name][1],
@@ -319,16 +319,26 @@ def _edges(run, places, metric, found, kept, by_place, moves, count):
         )
         every += _listed(weights, sources, by_place[target.name])
       frozen[target.name] = target.x
-    weights = edges_.straight(
-      config, params, tokens, place.bare(), frozen, metric, *moves[place.name]
-    )
-    every += _listed(weights[None], sources, [None])
+      if sites.parse(target.name).kind == "res":
+        break  # nothing goes past a stream that is held
+    else:
+      weights = edges_.straight(
+        config, *here, frozen, metric, *moves[place.name]
+      )
+      every += _listed(weights[None], sources, [None])
   every.sort(key=lambda edge: -abs(edge.weight))
   return every[:count]
 
 
+def _numbers(kept, own, size: int):
+  """int32 [size]: the latents of some nodes; errors where there is none."""
+  numbers = np.full(size, ERROR, np.int32)
+  numbers[: len(own)] = [kept[i].latent for i in own]
+  return jnp.asarray(numbers)
+
+
 def _listed(weights, sources, targets) -> list[Edge]:
-  weights = np.asarray(weights)
+  weights = np.asarray(weights)[: len(targets), : len(sources)]
   return [
     Edge(sources[j], targets[k], float(weights[k, j]))
     for k, j in zip(*np.nonzero(weights), strict=True)

@@ -92,7 +92,7 @@ class Place:
 
   def bare(self) -> Place:
     """Without its SAE: all that `run` needs."""
-    return self.replace(sae=None)
+    return self.replace(sae=None, zero=False)
 
   def latents(self, x: jax.Array, keep: jax.Array) -> jax.Array:
     """float32 [..., M]: f of rows [..., D]; 0 where the SAE has no place."""

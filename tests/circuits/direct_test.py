@@ -46,7 +46,7 @@ def test_the_last_residual_stream_splits_into_the_whole_logit(lm):
   np.testing.assert_allclose(found.activations, f[found.latents], rtol=1e-4)
   assert 3 < len(f.nonzero()[0]) < 20
   assert list(np.abs(found.effects)) == sorted(np.abs(found.effects))[::-1]
-  capped = lambda l: 3 * np.tanh(l / 3)
+  capped = lambda logit: 3 * np.tanh(logit / 3)
   step = 1e-5
   slope = capped(logits[ANSWER] + step) - capped(logits[ANSWER] - step)
   assert found.slope == pytest.approx(slope / (2 * step), rel=1e-3)
