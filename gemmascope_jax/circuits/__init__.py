@@ -12,3 +12,4 @@ it; `persistent`: which latents of later layers are the same.
 from gemmascope_jax.circuits.attribute import Circuit, Edge, Node, attribute
 from gemmascope_jax.circuits.direct import Direct, direct, promoted
 from gemmascope_jax.circuits.places import EMBED, Metric
+from gemmascope_jax.circuits.result import result

@@ -26,8 +26,7 @@ from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import SAE
 from gemmascope_jax.studies.activity import resampling
-from gemmascope_jax.studies.estimate import Estimate
-
+from gemmascope_jax.studies.estimate import ratio
 
 _ROUNDED = 8  # nodes of a place are looked at by this many
 
@@ -351,21 +350,30 @@ def _totals(each: nodes_.Effects) -> dict[str, float]:
   return {"latents": latents, "error": error, "all": latents + error}
 
 
-def agreement(kept: list[Node]) -> dict[str, Any] | None:
+def agreement(kept: list[Node]) -> dict[str, Any]:
   """How well attributed effects are those of really patching each node.
 
   Args:
     kept: nodes with both.
 
   Returns:
-    JSON-ready {"nodes": n, "pearson", "spearman" (of effects), "sign": share of
-    nodes of the right sign}, each with its standard error by drawing nodes
-    again; None for fewer than three nodes.
+    JSON-ready {"latents", "errors" (with the embedding)}, each {"nodes": n,
+    "pearson", "spearman" (of effects), "sign": share of nodes of the right
+    sign}, with standard errors by drawing nodes again; None for fewer than
+    three nodes. They are apart, as an error's change is large and a first order
+    says least about it.
   """
-  said = np.array([node.effect for node in kept], np.float64)
-  real = np.array([node.ablated for node in kept], np.float64)
+  return {
+    "latents": _agreement([node for node in kept if not node.is_error]),
+    "errors": _agreement([node for node in kept if node.is_error]),
+  }
+
+
+def _agreement(kept: list[Node]) -> dict[str, Any] | None:
   if len(kept) < 3:
     return None
+  said = np.array([node.effect for node in kept], np.float64)
+  real = np.array([node.ablated for node in kept], np.float64)
 
   def estimate(a, b) -> dict[str, Any]:
     def correlation(weights):
@@ -378,13 +386,11 @@ def agreement(kept: list[Node]) -> dict[str, Any] | None:
 
   ranks = scipy.stats.rankdata
   same = (np.sign(said) == np.sign(real)).astype(np.float64)
-  share = float(same.mean())
-  stderr = float(np.sqrt(share * (1 - share) / (len(same) - 1)))
   return {
     "nodes": len(kept),
     "pearson": _finite(estimate(said, real)),
     "spearman": _finite(estimate(ranks(said), ranks(real))),
-    "sign": Estimate(share, stderr, len(same)).to_dict(),
+    "sign": ratio(same, np.ones(len(same))).to_dict(),
   }
 
 

@@ -134,8 +134,15 @@ def test_what_the_run_says(found, slow, saes):
   code = slow.code("res.0", slow.patch["res.0"])
   place = node.position, node.latent
   assert node.patch == pytest.approx(code[0][place], rel=1e-3, abs=1e-5)
-  assert set(found.agreement) == {"nodes", "pearson", "spearman", "sign"}
-  assert found.agreement["nodes"] == len(found.nodes)
+  both = found.agreement
+  assert set(both["latents"]) == {"nodes", "pearson", "spearman", "sign"}
+  count = both["latents"]["nodes"] + both["errors"]["nodes"]
+  assert count == len(found.nodes)
+  latents = [node for node in found.nodes if not node.is_error]
+  pearson = np.corrcoef(
+    [node.effect for node in latents], [node.ablated for node in latents]
+  )[0, 1]
+  assert both["latents"]["pearson"]["mean"] == pytest.approx(pearson)
 
 
 def test_the_edges_out_of_a_node_add_up_to_its_effect(found):
