@@ -2,23 +2,25 @@
 
 A node's area is the size of its effect, its colour the sign; errors are
 squares, latents circles, embedded tokens diamonds. Within one site and token
-nodes stand side by side, largest first.
+nodes stand side by side, largest first; what is beyond a dozen is counted.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
 from gemmascope_jax.report import plotting, token_text, wording
+from gemmascope_jax.report.results import Value
 
 SUPPORTS, OPPOSES = plotting.SERIES[0], plotting.SERIES[1]
 _EMBED = "embed"
 _COLUMNS = 4  # nodes of one site and token in a line
 _LEAST_COLUMNS = 1.6
-_LABELLED = 16  # of the largest latents
+_SHOWN = 12  # of one site and token
 _AREA = 420  # points squared, of the largest effect
 _LINKS = 60
 
@@ -37,7 +39,7 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
       "the circuit has no nodes: between the two prompts nothing differs that"
       " reaches the metric"
     )
-  places, columns, rows = _layout(result)
+  places, columns, rows, more = _layout(result)
   tokens = len(result["tokens"])
   width = max(8.4, 0.34 * columns[-1] + 1.8)
   height = 0.55 * rows["metric"] + 3.4
@@ -45,16 +47,17 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
   panel = figure.subplots()
   _links(panel, result, places)
   _nodes(panel, result, places)
+  for (x, y), count in more:
+    panel.text(x, y, f"+ {count} more", ha="center", va="center", size=8)
   panel.set_xlim(columns[0] - 0.2, columns[-1] + 0.2)
   panel.set_ylim(-0.8, rows["metric"] + 0.9)
   middles = (np.array(columns[:-1]) + np.array(columns[1:])) / 2
-  shown = [token_text.visible(piece) for piece in result["tokens"]]
+  show = functools.partial(token_text.visible, leading=False)
+  shown = [show(piece) for piece in result["tokens"]]
   if result["patch_tokens"] is not None:
     pairs = zip(shown, result["patch_tokens"], strict=True)
     shown = [
-      one
-      if one == token_text.visible(other)
-      else f"{one}\n({token_text.visible(other)})"
+      one if one == show(other) else f"{one}\n({show(other)})"
       for one, other in pairs
     ]
   panel.set_xticks(middles, shown)
@@ -80,7 +83,8 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layout(result):
-  """Of each node its point; edges of the tokens' columns; rows of sites."""
+  """Of each shown node its point, edges of the tokens' columns, rows of sites,
+  and where how many more are."""
   cells: dict[tuple[str, int], list[int]] = {}
   for number, node in enumerate(result["nodes"]):
     cells.setdefault((node["site"], node["position"]), []).append(number)
@@ -88,27 +92,29 @@ def _layout(result):
   depths = {each["site"]: 1 for each in result["sites"]}
   for (site, token), own in cells.items():
     widths[token] = max(widths[token], min(len(own), _COLUMNS) + 0.6)
-    depths[site] = max(depths[site], math.ceil(len(own) / _COLUMNS))
+    lines = math.ceil(min(len(own), _SHOWN) / _COLUMNS)
+    depths[site] = max(depths[site], lines + 0.5 * (len(own) > _SHOWN))
   columns = np.concatenate([[0.0], np.cumsum(widths)]).tolist()
   rows, bottom = {}, 0.0
   for site, depth in depths.items():
     rows[site] = bottom + (depth - 1) / 2
     bottom += depth + 0.9
   rows["metric"] = bottom + 0.2
-  places = {}
+  places, more = {}, []
   for (site, token), own in cells.items():
     middle = (columns[token] + columns[token + 1]) / 2
-    lines = math.ceil(len(own) / _COLUMNS)
-    for place, number in enumerate(own):
+    shown = own[:_SHOWN]
+    lines = math.ceil(len(shown) / _COLUMNS)
+    top = rows[site] + (lines - 1) / 2 + 0.25 * (len(own) > _SHOWN)
+    for place, number in enumerate(shown):
       line, column = divmod(place, _COLUMNS)
-      in_line = min(len(own) - line * _COLUMNS, _COLUMNS)
-      places[number] = (
-        middle + column - (in_line - 1) / 2,
-        rows[site] + (lines - 1) / 2 - line,
-      )
+      in_line = min(len(shown) - line * _COLUMNS, _COLUMNS)
+      places[number] = (middle + column - (in_line - 1) / 2, top - line)
+    if len(own) > _SHOWN:
+      more.append(((middle, top - lines + 0.15), len(own) - _SHOWN))
   last = (columns[-2] + columns[-1]) / 2
   places[None] = (last, rows["metric"])
-  return places, columns, rows
+  return places, columns, rows, more
 
 
 def _colour(weight: float) -> str:
@@ -116,7 +122,11 @@ def _colour(weight: float) -> str:
 
 
 def _links(panel, result, places) -> None:
-  edges = result["edges"][:_LINKS]
+  edges = [
+    edge
+    for edge in result["edges"]
+    if edge["source"] in places and edge["target"] in places
+  ][:_LINKS]
   most = max((abs(edge["weight"]) for edge in edges), default=0) or 1
   for edge in reversed(edges):
     one, other = places[edge["source"]], places[edge["target"]]
@@ -140,8 +150,9 @@ def _kind(node) -> str:
 def _nodes(panel, result, places) -> None:
   nodes = result["nodes"]
   most = max(abs(node["effect"]) for node in nodes) or 1
-  labels = 0
   for number, node in enumerate(nodes):
+    if number not in places:
+      continue
     share = abs(node["effect"]) / most
     x, y = places[number]
     panel.scatter(
@@ -154,8 +165,7 @@ def _nodes(panel, result, places) -> None:
       linewidth=1,
       zorder=3,
     )
-    if node["latent"] is not None and labels < _LABELLED:
-      labels += 1
+    if node["latent"] is not None:
       panel.annotate(
         str(node["latent"]),
         (x, y),
@@ -207,7 +217,9 @@ def _legend(panel):
 
 
 def _metric(result) -> str:
-  show = lambda token: f"“{token_text.visible(token['piece'], leading=False)}”"
+  show = lambda token: (
+    f"“{token_text.visible(token['piece'], leading=False).strip()}”"
+  )
   text = show(result["answer"])
   if result["wrong"] is not None:
     text += f" and not {show(result['wrong'])}"
@@ -244,14 +256,14 @@ def _notes(result) -> str:
   )
   shown = wording.count(len(result["nodes"]), "node")
   notes = (
-    f"Effects by {how}; areas are their sizes. The {shown} of largest effect"
-    f" and, of {wording.count(len(result['edges']), 'edge')}, at most {_LINKS}."
-    " Numbers are latents'."
+    f"Effects by {how}; areas are their sizes. The {shown} of largest effect,"
+    f" and at most {_LINKS} edges between those that are shown. Numbers are"
+    " latents'."
   )
   checked = (result["agreement"] or {}).get("latents")
   if checked and checked["pearson"]["mean"] is not None:
     notes += (
       f" Against patching each of {checked['nodes']} latents alone: correlation"
-      f" {checked['pearson']['mean']:.2f} ± {checked['pearson']['stderr'] or 0:.2f}."
+      f" {wording.plus_minus(Value(**checked['pearson']), 3)}."
     )
   return notes
