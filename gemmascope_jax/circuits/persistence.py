@@ -28,6 +28,7 @@ def run(
   alpha: float = 0.01,
   least: int = 10,
   seed: int = 0,
+  same_number: bool = False,
   path: str | os.PathLike | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def run(
     alpha: see `persistent.match`.
     least: see `persistent.match`.
     seed: of the draws of chance.
+    same_number: see `persistent.match`.
     path: an npz file for the partners of each latent; None: none is written.
     progress: show a progress bar.
 
@@ -66,6 +68,7 @@ def run(
       alpha=alpha,
       least=least,
       seed=seed,
+      same_number=same_number,
     )
     matchings.append(found)
     steps.append(_step(one, other, found))
@@ -162,6 +165,7 @@ def _step(one, other, found) -> dict[str, Any]:
     "alive": [int(found.alive.sum()), int(found.alive_second.sum())],
     "thresholds": found.thresholds,
     "shares": {name: found.share(name).to_dict() for name in found.partners},
+    "same_number": found.same_number,
     "false": {name: each.to_dict() for name, each in found.false.items()},
     "scores": scores,
   }

@@ -17,6 +17,11 @@ firing is shifted against the other SAE's by many rows. The threshold is the
 least at which at most a share alpha of latents match in two such draws; the
 false rate is what a third one gives.
 
+SAEs that were started from the same seed have one more thing in common: latent
+i of both began as the same random direction, and one that seldom fires stays
+there, whatever the layers do. So pairs of the same number do not count, unless
+they are asked for; between SAEs started apart that loses one pair in M.
+
 Letters: M1, M2 latents of two SAEs that follow each other, D width, R rows, K
 SAEs.
 """
@@ -67,6 +72,8 @@ class Matching:
     thresholds: by criterion.
     partners: by criterion, int64 [M1], what matched; -1: nothing.
     false: by criterion, share of living latents that match by chance.
+    same_number: by direction and by firing, pairs above the threshold that do
+      not count as they have the same number in both SAEs.
   """
 
   alive: np.ndarray
@@ -76,6 +83,7 @@ class Matching:
   thresholds: dict[str, float]
   partners: dict[str, np.ndarray]
   false: dict[str, Estimate]
+  same_number: dict[str, int]
 
   def share(self, criterion: str) -> Estimate:
     """Share of the first SAE's living latents that matched, its standard error
@@ -95,6 +103,7 @@ def match(
   alpha: float = 0.01,
   least: int = 10,
   seed: int = 0,
+  same_number: bool = False,
 ) -> Matching:
   """Matches the latents of two SAEs.
 
@@ -107,6 +116,7 @@ def match(
       firing.
     least: rows on which a latent must fire to take part, if `firing` is given.
     seed: of the draws.
+    same_number: whether pairs of the same number count; see the module.
 
   Returns:
     The matching.
@@ -161,6 +171,16 @@ def match(
     for name, each in drawn.items()
   }
   chance = {name: each[-1] for name, each in drawn.items()}
+  same = dict.fromkeys(pairs, 0)
+  if not same_number:
+    same = {
+      name: int((each.above(thresholds[name]) == _numbers(each)).sum())
+      for name, each in pairs.items()
+    }
+    pairs, chance = (
+      {name: _without_same(each) for name, each in found.items()}
+      for found in (pairs, chance)
+    )
   partners = _matched(pairs, thresholds)
   return Matching(
     *alive,
@@ -172,6 +192,18 @@ def match(
       name: _share(each, alive[0])
       for name, each in _matched(chance, thresholds).items()
     },
+    same,
+  )
+
+
+def _numbers(pairs: Pairs) -> np.ndarray:
+  return np.arange(len(pairs.partner))
+
+
+def _without_same(pairs: Pairs) -> Pairs:
+  same = pairs.partner == _numbers(pairs)
+  return Pairs(
+    np.where(same, -1, pairs.partner), np.where(same, np.nan, pairs.score)
   )
 
 

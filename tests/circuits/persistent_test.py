@@ -27,7 +27,8 @@ def _planted(seed, noise=0.3, flips=0.1):
   first = rng.normal(size=(M, D)) * strong
   second = rng.normal(size=(M, D)) * strong
   a, b = _fires(rng, M), _fires(rng, M)
-  to = rng.permutation(M)
+  order, to = rng.permutation(M), np.empty(M, int)
+  to[order] = np.roll(order, 1)  # one cycle: nobody keeps its number
   spread = np.linalg.norm(first[:SAME], axis=1, keepdims=True)
   away = rng.normal(size=(SAME, D)) * noise * spread / np.sqrt(D)
   second[to[:SAME]] = first[:SAME] + away
@@ -85,6 +86,21 @@ def test_random_turns_keep_the_second_moments_and_nothing_else():
   assert np.median(np.abs(own)) < 0.9
 
 
+def test_what_a_common_start_left_alike_does_not_count():
+  """Latents that never moved from where both SAEs began are no finding."""
+  (first, second), firing, to = _planted(3)
+  second = second.copy()
+  stayed = np.setdiff1d(np.arange(SAME, M), to[:SAME])
+  assert len(stayed) > 10
+  second[stayed] = first[stayed]
+  found = persistent.match(first, second, firing)
+  assert (found.partners[DIRECTION][stayed] == -1).all()
+  assert found.same_number == {DIRECTION: len(stayed), FIRING: 0}
+  assert (found.partners[BOTH][:SAME] == to[:SAME]).mean() > 0.9
+  every = persistent.match(first, second, firing, same_number=True)
+  np.testing.assert_array_equal(every.partners[DIRECTION][stayed], stayed)
+
+
 def test_latents_that_hardly_fire_take_no_part():
   (first, second), (a, b), to = _planted(2)
   a = a.tolil()
@@ -129,7 +145,7 @@ def _three():
   """SAEs of coordinates that are renamed from layer to layer; half are lost at
   the last step."""
   rng = np.random.default_rng(5)
-  width, orders = 40, [np.arange(40), rng.permutation(40), rng.permutation(40)]
+  width, orders = 40, [np.roll(np.arange(40), 7 * step) for step in range(3)]
   x = np.where(rng.random((2_000, width)) < 0.1, rng.random((2_000, width)), 0)
   saes, acts = {}, {}
   for layer, order in enumerate(orders):
