@@ -20,6 +20,7 @@ from gemmascope_jax.experiment import (
 )
 from gemmascope_jax.experiment.bench import Bench
 from gemmascope_jax.experiment.settings import Config
+from gemmascope_jax.gemma import sites
 from gemmascope_jax.gemma.weights import hub
 from gemmascope_jax.releases import card as cards
 from gemmascope_jax.releases import folder, readme
@@ -99,7 +100,8 @@ def release(
   model, training = _model(bench), _training(bench)
   tokens = _tokens(bench, chosen.checked)
   found = {}
-  for place, one in zip(places, subjects, strict=True):
+  order = sorted(range(len(named)), key=lambda i: _order(*named[i]))
+  for place, one in ((places[i], subjects[i]) for i in order):
     measured, code = metrics[one.name]
     made = cards.make(
       one.sae,
@@ -140,6 +142,13 @@ def release(
     "left_out": chosen.left_out,
     "reused": reused,
   }
+
+
+def _order(site: str, target: str | None, width: int, l0: float):
+  """Kinds of sites as their folders, then layers, widths and L0s."""
+  where = sites.parse(target or site)
+  kind = sites.KINDS.index(sites.parse(site).kind)
+  return bool(target), kind, where.layer, width, l0
 
 
 def line(card: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ def places(
 
   Where all are of one kind of site it is `layer_{L}/width_{W}/average_l0_{N}`,
   else below `res`, `mlp`, `att`, `mlp_in` or `transcoders`. Of SAEs with the
-  same layer, width and rounded L0, the first has that name, the next ones end
-  in -2, -3, ...
+  same layer, width and rounded L0 the one with the smallest L0 has that name
+  and the next ones end in -2, -3, ...; of equal L0s the earlier comes first.
 
   Args:
     named: (site, target site or None, width, measured L0) of each, in order.
@@ -55,18 +55,19 @@ def places(
     "transcoders" if target else sites.parse(site).kind
     for site, target, _, _ in named
   ]
-  found: list[str] = []
-  for kind, (site, target, width, l0) in zip(kinds, named, strict=True):
+  found: dict[int, str] = {}
+  for index in sorted(range(len(named)), key=lambda i: named[i][3]):
+    site, target, width, l0 = named[index]
     layer = sites.parse(target or site).layer
     name = gemma_scope.folder_name(layer, width, l0)
     if len(set(kinds)) > 1:
-      name = f"{kind}/{name}"
+      name = f"{kinds[index]}/{name}"
     number, one = 1, name
-    while one in found:
+    while one in found.values():
       number += 1
       one = f"{name}-{number}"
-    found.append(one)
-  return found
+    found[index] = one
+  return [found[index] for index in range(len(named))]
 
 
 def inside(root: pathlib.Path, name: Any) -> pathlib.Path:

@@ -12,6 +12,13 @@ _TAGS = ("sparse-autoencoder", "interpretability", "gemma", "jax")
 _GEMMA_SCOPE = 4_000_000_000  # activations, of its smallest SAEs
 _FEW = 64  # sequences
 _DEAD = 0.2
+_NAMED = 4  # more are counted
+_SITES = {
+  "res": "residual stream after block L",
+  "mlp": "output of the MLP of block L, after its norm",
+  "att": "outputs of the attention heads of block L side by side, before W_O",
+  "mlp_in": "input of the MLP of block L, normalised but without the norm's gain",
+}
 
 _MEASURED = {
   "l0": "latents active at a token, mean: E ||f(x)||_0",
@@ -41,7 +48,7 @@ def render(cards: Mapping[str, Mapping[str, Any]], format: str) -> str:
     _table(cards),
     _loading(cards, format),
     _training(cards),
-    _evaluation(first),
+    _evaluation(cards),
     _caveats(cards),
     _checking(first),
   ]
@@ -81,6 +88,16 @@ def _head(cards) -> str:
     f"Sparse autoencoders ({families}) at {places}, on raw activations: whatever"
     " training did to their scale is folded into the weights. Every number below"
     f" is a mean ± one standard error over sequences of held-out text. {said}"
+    f"\n\n{_sites(cards)}"
+  )
+
+
+def _sites(cards) -> str:
+  """What the sites' names mean."""
+  named = [c["sae"][k] for c in cards.values() for k in ("site", "target_site")]
+  kinds = {name.partition(".")[0] for name in named if name}
+  return "\n".join(
+    f"* `{kind}.L`: {said}" for kind, said in _SITES.items() if kind in kinds
   )
 
 
@@ -187,8 +204,10 @@ def _training(cards) -> str:
   return "\n".join(lines)
 
 
-def _evaluation(card) -> str:
+def _evaluation(cards) -> str:
+  card = next(iter(cards.values()))
   found = card["evaluation"]
+  code = dict.fromkeys(c["evaluation"]["code"] for c in cards.values())
   tokens = found["tokens"]
   checked = (
     "None of their documents was trained on (compared by content)."
@@ -208,8 +227,8 @@ def _evaluation(card) -> str:
     *_sources(tokens["sources"], tokens["licences"]),
     "",
     f"{checked} The model's own loss on them is"
-    f" {_number(found['metrics']['loss_clean'])} nats a token. Code"
-    f" {_text(found['code'])}.",
+    f" {_number(found['metrics']['loss_clean'])} nats a token. Losses"
+    f" were measured by version {_listed(map(_text, code))} of {LIBRARY}.",
     "",
     *(f"* {name}: {what}." for name, what in _MEASURED.items()),
   ]
@@ -238,10 +257,10 @@ def _caveats(cards) -> str:
     if (c["training"]["dead"]["share"] or 0) > _DEAD
   ]
   if dead:
-    said.append(
-      f"More than {_DEAD:.0%} of the latents are dead in"
-      f" {_listed(f'`{folder}`' for folder in dead)}."
-    )
+    some = _listed(f"`{folder}`" for folder in dead)
+    if len(dead) > _NAMED:
+      some = f"{len(dead)} of the {len(cards)} SAEs (see the last column)"
+    said.append(f"More than {_DEAD:.0%} of the latents are dead in {some}.")
   if "quantised" in first["model"]["label"]:
     said.append(
       "The model's weights were quantised; on the original ones activations, and"

@@ -53,10 +53,15 @@ class Agreement:
     return abs(self.difference.mean) <= self.allowed
 
   def __str__(self) -> str:
-    kind = "paired difference" if self.paired else "difference"
+    then, now, gap = self.before, self.now, f"{self.difference.mean:+.2g}"
+    if self.paired:
+      return (
+        f"{self.metric} {now.mean:.4g} (card {then.mean:.4g}, paired difference"
+        f" {gap}, at most {self.allowed:.1g})"
+      )
     return (
-      f"{self.metric} {self.now}, card {self.before}, {kind}"
-      f" {self.difference.mean:+.2g} (allowed {self.allowed:.2g})"
+      f"{self.metric} {now} (card {then}, difference {gap}, at most"
+      f" {self.allowed:.2g}, which is {SURE:g} standard errors)"
     )
 
 
