@@ -49,7 +49,7 @@ def read(run: str | os.PathLike, defaults: Config) -> Config:
       " results): give it, as --config=configs/quickstart.py, or name the folder"
       " that holds train/"
     )
-  config = defaults.copy_and_resolve_references()
+  config = defaults.copy_and_resolve_references().lock()
   try:
     config.update(_tuples(values))
   except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gemmascope_jax.releases import folder
 
+_SAES = "*layer_*/width_*/average_l0_*"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -22,9 +23,9 @@ def push(
 ) -> dict[str, Any]:
   """Uploads a release that is whole, in one commit.
 
-  The token is `HF_TOKEN`'s, or that of `hf auth login`. Files of the repository
-  that are not of this release are removed, but for hidden ones. Uploads are by
-  content: what is there already does not travel again.
+  The token is `HF_TOKEN`'s, or that of `hf auth login`. Folders of SAEs that the
+  repository has and this release has not are removed; its other files stay.
+  Uploads are by content: what is there already does not travel again.
 
   Args:
     root: the release.
@@ -78,7 +79,7 @@ def _upload(root, repo, names, public, endpoint) -> str:
       repo_id=repo,
       folder_path=root,
       allow_patterns=names,
-      delete_patterns=["*"],
+      delete_patterns=[_SAES],
       commit_message=f"Release of {len(names)} files",
     )
   except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError) as error:
@@ -91,7 +92,9 @@ def _upload(root, repo, names, public, endpoint) -> str:
         " in with `hf auth login`"
       ) from error
     raise ConnectionError(f"the Hub refused {repo}: {said}") from error
-  except (OSError, errors.OfflineModeIsEnabled) as error:
+  except ValueError:
+    raise
+  except Exception as error:  # of whichever HTTP library the client uses
     raise ConnectionError(
       f"the Hub can't be reached, nothing was uploaded ({error}); run the same"
       " again"
