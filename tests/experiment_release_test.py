@@ -131,12 +131,12 @@ def test_every_sae_lies_under_its_measured_l0_with_its_card(run, made):
   names = list(found["cards"])
   assert names[:2] == [
     "res/layer_1/width_0k/average_l0_3",
-    "res/layer_1/width_0k/average_l0_3-2",
+    "res-2/layer_1/width_0k/average_l0_3",
   ]
   for name in names[2:]:
     l0 = found["cards"][name]["evaluation"]["metrics"]["l0"]["mean"]
-    plain = f"transcoders/layer_0/width_0k/average_l0_{round(l0)}"
-    assert name.removesuffix("-2") == plain
+    plain = f"layer_0/width_0k/average_l0_{round(l0)}"
+    assert name in (f"transcoders/{plain}", f"transcoders-2/{plain}")
   assert found["left_out"] == ["loose/topk"]
   for name, card in found["cards"].items():
     assert cards.read(root / name / folder.CARD) == card

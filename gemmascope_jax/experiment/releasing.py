@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from gemmascope_jax import artifacts, releases
@@ -175,8 +174,8 @@ def _write(where, sae, card, sequences, format) -> dict[str, Any]:
       for path in sorted(where.rglob("*"))
       if path.is_file() and path.name not in (folder.CARD, folder.SEQUENCES)
     }
-  with artifacts.atomic_write(where / folder.SEQUENCES) as file:
-    np.savez(file, **sequences)
+  numbers = artifacts.canonical_json(sequences)
+  artifacts.write_text(where / folder.SEQUENCES, f"{numbers}\n")
   card = card | {"files": files, "written": about}
   artifacts.write_json(where / folder.CARD, card)
   return card

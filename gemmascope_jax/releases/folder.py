@@ -3,7 +3,7 @@
     layer_5/width_4k/average_l0_43/   below one folder a kind of site, res/ ...,
                                       where there are several
       params.npz, sae.json            the weights, as their format has them
-      per_sequence.npz                what was measured of each sequence
+      per_sequence.json               what was measured of each sequence
       card.json                       what the SAE is and does; see `card`
     README.md                         made from the cards
     index.json                        SHA-256 of every other file
@@ -29,7 +29,7 @@ WHAT, FORMAT = "gemmascope_jax release", 1
 INDEX = "index.json"
 README = "README.md"
 CARD = "card.json"
-SEQUENCES = "per_sequence.npz"
+SEQUENCES = "per_sequence.json"
 UNFINISHED = "unfinished.json"
 _ASIDE = ".incomplete"  # of a write that was killed; see `artifacts`
 
@@ -43,10 +43,11 @@ def places(
 ) -> list[str]:
   """The folder of each SAE below a release's root.
 
-  Where all are of one kind of site it is `layer_{L}/width_{W}/average_l0_{N}`,
-  else below `res`, `mlp`, `att`, `mlp_in` or `transcoders`. Of SAEs with the
-  same layer, width and rounded L0 the one with the smallest L0 has that name
-  and the next ones end in -2, -3, ...; of equal L0s the earlier comes first.
+  `layer_{L}/width_{W}/average_l0_{N}`, below `res`, `mlp`, `att`, `mlp_in` or
+  `transcoders` where there are several kinds of sites. Of SAEs with the same
+  layer, width and rounded L0 the one with the smallest L0 is there, and the
+  next ones are below `res-2`, `res-3`, ...; of equal L0s the earlier comes
+  first. So whatever reads the released names can read these.
 
   Args:
     named: (site, target site or None, width, measured L0) of each, in order.
@@ -60,13 +61,13 @@ def places(
     site, target, width, l0 = named[index]
     layer = sites.parse(target or site).layer
     name = gemma_scope.folder_name(layer, width, l0)
-    if len(set(kinds)) > 1:
-      name = f"{kinds[index]}/{name}"
-    number, one = 1, name
+    number, one = 1, f"{kinds[index]}/{name}"
     while one in found.values():
       number += 1
-      one = f"{name}-{number}"
+      one = f"{kinds[index]}-{number}/{name}"
     found[index] = one
+  if len({one.partition("/")[0] for one in found.values()}) == 1:
+    found = {i: one.partition("/")[2] for i, one in found.items()}
   return [found[index] for index in range(len(named))]
 
 

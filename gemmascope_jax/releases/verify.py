@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from gemmascope_jax import artifacts
 from gemmascope_jax import sae as saes
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.releases import card as cards
@@ -83,7 +83,7 @@ def read(root: str | os.PathLike) -> Release:
       continue
     try:
       card, sae, arrays = _load(root / name)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
       lines.append(Line(False, name, f"can't be loaded: {error}"))
       continue
     wrong = _mismatch(card, sae, each)
@@ -101,20 +101,14 @@ def _load(where: pathlib.Path):
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Plain numbers of an npz, none of them compressed."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      packed = [
-        info.filename
-        for info in archive.infolist()
-        if info.compress_type != zipfile.ZIP_STORED
-      ]
-    if packed:
-      raise ValueError(f"{path}: {packed[0]} is compressed, which ours are not")
-    with np.load(path, allow_pickle=False) as archive:
-      return dict(archive)
-  except (zipfile.BadZipFile, EOFError) as error:
-    raise ValueError(f"{path} is damaged ({error})") from error
+  """What was measured of each sequence; the sequences' keys stay text."""
+  values = artifacts.read_json(path)
+  if not isinstance(values, dict) or "sequences" not in values:
+    raise ValueError(f"{path} lacks sequences: fetch it again")
+  return {
+    name: np.asarray(value, None if name == "sequences" else np.float64)
+    for name, value in values.items()
+  }
 
 
 def _mismatch(card, sae: SAE, listed: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,30 +66,24 @@ class Agreement:
     )
 
 
-def keys(tokens: np.ndarray) -> np.ndarray:
-  """uint64 [S]: a hash of each sequence of int [S, T]."""
+def keys(tokens: np.ndarray) -> list[str]:
+  """A hash of each sequence of int [S, T]."""
   rows = np.ascontiguousarray(tokens, "<i4")
-  return np.array(
-    [
-      int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "big")
-      for row in rows
-    ],
-    np.uint64,
-  )
+  return [hashlib.sha256(row.tobytes()).hexdigest()[:16] for row in rows]
 
 
-def shared(before: np.ndarray, now: np.ndarray) -> np.ndarray | None:
+def shared(before: Sequence[str], now: Sequence[str]) -> np.ndarray | None:
   """Where each of the sequences now was before: int [S].
 
   Args:
-    before: uint64 [R], `keys` then.
-    now: uint64 [S], `keys` now.
+    before: `keys` then.
+    now: `keys` now.
 
   Returns:
     None if one of them was not there.
   """
-  place = {int(key): index for index, key in enumerate(before)}
-  found = [place.get(int(key)) for key in now]
+  place = {key: index for index, key in enumerate(before)}
+  found = [place.get(key) for key in now]
   return None if None in found else np.array(found, np.int64)
 
 

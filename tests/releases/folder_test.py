@@ -35,11 +35,11 @@ def test_of_equal_names_the_sparsest_has_the_plain_one():
   named = [("res.5", None, 4096, l0) for l0 in (77.2, 76.8, 76.8, 90, 77.0)]
   name = "layer_5/width_4k/average_l0_77"
   assert folder.places(named) == [
-    f"{name}-4",
-    name,
-    f"{name}-2",
-    "layer_5/width_4k/average_l0_90",
-    f"{name}-3",
+    f"res-4/{name}",
+    f"res/{name}",
+    f"res-2/{name}",
+    "res/layer_5/width_4k/average_l0_90",
+    f"res-3/{name}",
   ]
 
 
