@@ -189,7 +189,7 @@ def test_the_readme_is_a_model_card_of_the_hub(made):
       line for line in readme.splitlines() if line.startswith(f"| `{name}` ")
     ]
     delta = card["evaluation"]["metrics"]["delta_loss"]
-    said = re.search(r"(-?[\d.]+) ± ([\d.]+)", row.split("|")[7])
+    said = re.search(r"(-?[\d.]+)\s±\s([\d.]+)", row.split("|")[7])
     assert float(said[1]) == pytest.approx(delta["mean"], abs=delta["stderr"])
     assert float(said[2]) == pytest.approx(delta["stderr"], rel=0.1)
   code = re.search(r"```python\n(.*?)```", readme, re.S)[1]

@@ -123,7 +123,8 @@ def test_releases_are_named_by_measured_l0_and_agree_with_the_results(done):
 
 def test_a_release_has_the_losses_of_the_evaluation(done, tmp_path):
   config, result, _ = done
-  stored = stored_config.read(config.workdir, default.get_config())
+  shutil.copytree(config.workdir, tmp_path / "run")
+  stored = stored_config.read(tmp_path / "run", default.get_config())
   stored.progress = False
   found = releasing.release(stored, tmp_path / "out")
   assert found["reused"] == len(found["cards"]) == 2

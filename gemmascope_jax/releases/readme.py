@@ -21,8 +21,8 @@ _SITES = {
 }
 
 _MEASURED = {
-  "l0": "latents active at a token, mean: E ||f(x)||_0",
-  "fvu": "fraction of variance unexplained: E ||x - x_hat||^2 over"
+  "L0": "latents active at a token, mean: E ||f(x)||_0",
+  "FVU": "fraction of variance unexplained: E ||x - x_hat||^2 over"
   " E ||x - mean(x)||^2",
   "delta loss": "how much worse the model predicts the next token with the"
   " reconstruction in place of the activation, nats a token",
@@ -122,7 +122,7 @@ def _table(cards) -> str:
         _number(metrics["delta_loss"]),
         _number(metrics["loss_recovered"], 100, " %"),
         _number(metrics["silent"], 100, " %"),
-        "" if dead is None else f"{100 * dead:.1f} %",
+        "" if dead is None else f"{100 * dead:.1f}\N{NO-BREAK SPACE}%",
       ]
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -219,12 +219,7 @@ def _evaluation(cards) -> str:
     "## How measured",
     "",
     f"On {tokens['sequences']:,} held-out sequences of {tokens['length']:,}"
-    f" tokens ({tokens['counted']:,} that count) of the same kinds of text:"
-    if list(tokens["sources"]) == list(card["training"]["sources"])
-    else f"On {tokens['sequences']:,} sequences of {tokens['length']:,} tokens"
-    f" ({tokens['counted']:,} that count):",
-    "",
-    *_sources(tokens["sources"], tokens["licences"]),
+    f" tokens ({tokens['counted']:,} that count) of the same sources.",
     "",
     f"{checked} The model's own loss on them is"
     f" {_number(found['metrics']['loss_clean'])} nats a token. Losses"
@@ -324,7 +319,8 @@ def _number(value: Mapping[str, Any], scale: float = 1, unit: str = "") -> str:
     return f"{mean:.4g}{unit}"
   error *= scale
   digits = max(0, 1 - int(f"{error:e}".partition("e")[2]))
-  return f"{mean:.{digits}f} ± {error:.{digits}f}{unit}"
+  text = f"{mean:.{digits}f} ± {error:.{digits}f}{unit}"
+  return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _listed(words) -> str:

@@ -62,7 +62,7 @@ class Agreement:
       )
     return (
       f"{self.metric} {now} (card {then}, difference {gap}, at most"
-      f" {self.allowed:.2g}, which is {SURE:g} standard errors)"
+      f" {self.allowed:.2g}: {SURE:g} standard errors)"
     )
 
 
@@ -114,7 +114,8 @@ def compare(
     else:
       error = float(np.hypot(then.stderr or 0, this.stderr or 0))
       difference = Estimate(this.mean - then.mean, error, this.n)
-      allowed = SURE * error
+      # TopK's L0 has no error at all.
+      allowed = max(SURE * error, ROUNDING[dtype] * abs(then.mean))
     found.append(
       Agreement(metric, then, this, difference, allowed, where is not None)
     )

@@ -60,6 +60,14 @@ def test_other_text_may_differ_by_its_standard_error():
   assert not l0.holds and fvu.holds and "standard errors" in str(l0)
 
 
+def test_an_l0_without_error_may_differ_by_rounding():
+  one = _reading(np.random.default_rng(3))
+  fixed = lambda l0: Reading(**vars(one) | {"active": one.count * l0})
+  for l0, holds in ((24.0, True), (24.01, True), (24.1, False)):
+    found, _ = agreement.compare(fixed(24.0), fixed(l0), None, "float32")
+    assert found.holds == holds
+
+
 def test_sequences_are_known_by_their_tokens():
   rng = np.random.default_rng(2)
   tokens = rng.integers(0, 9, (6, 8)).astype(np.int32)
