@@ -1,4 +1,4 @@
-"""A run's SAEs -> a release, and a release -> whether it is one still."""
+"""A run's finished SAEs -> a release."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
-
 from gemmascope_jax import artifacts, releases
 from gemmascope_jax.data.text import texts
 from gemmascope_jax.experiment import (
-  evaluation,
-  members,
+  release_losses,
   release_sources,
   settings,
 )
@@ -24,16 +21,11 @@ from gemmascope_jax.gemma.weights import hub
 from gemmascope_jax.releases import card as cards
 from gemmascope_jax.releases import folder, readme
 from gemmascope_jax.sae.sae import weights_hash
-from gemmascope_jax.studies import agreement, reconstruction, side_by_side
+from gemmascope_jax.studies import agreement, reconstruction
 from gemmascope_jax.studies.estimate import Estimate
 
-_STUDY = "results/studies/fidelity.json"
-_ALWAYS = ("delta_loss", "loss_recovered", "loss_clean")
-# Of a result, beside those: as they are called there.
-_MORE = ("loss_spliced", "kl", "cosine", "bias")
 _TEXT = ("window", "packed", "held_out", "piece_characters", "chat", "rollouts")
 _TRAINING = ("seed", "lm", "data", "harvest", "train", "recipe")
-_SAME = 1e-3  # of L0 and FVU, between a result and what is read now
 
 
 def release(
@@ -86,7 +78,7 @@ def release(
     folder=bench.folder,
     progress=bench.config.progress,
   )
-  metrics, reused = _metrics(config, bench, hashes, readings)
+  metrics, reused = release_losses.metrics(config, bench, hashes, readings)
   named = []
   for one in subjects:
     l0 = readings[one.name].l0().mean
@@ -194,125 +186,6 @@ def _whole(where, weights: str, about: Mapping[str, str]):
   except (FileNotFoundError, ValueError, KeyError, TypeError):
     pass  # written again
   return None
-
-
-def _metrics(config, bench, hashes, readings):
-  """({name: (metrics, code that measured the losses)}, how many were there)."""
-  found = _of_study(config, bench, hashes) | _of_evaluation(config, bench)
-  found = {
-    name: known
-    for name, known in found.items()
-    if name in hashes and _agrees(known[0], readings[name])
-  }
-  reused = len(found)
-  missing = [one for one in bench.every() if one.name not in found]
-  if missing:
-    subjects: dict[str, list] = {}
-    for one in missing:
-      subjects.setdefault(one.site, []).append(one)
-    rows = [one.describe() for one in missing]
-    result = side_by_side.result(rows, bench.measured(subjects))
-    found |= _of_result(result, artifacts.code_version())
-  made = {}
-  for name, (known, code) in found.items():
-    own = readings[name]
-    made[name] = (
-      known
-      | {
-        "l0": own.l0().to_dict(),
-        "fvu": own.fvu().to_dict(),
-        "silent": own.silent_share().to_dict(),
-      },
-      code,
-    )
-  return made, reused
-
-
-def _agrees(known, reading) -> bool:
-  """Whether a result's L0 and FVU are those that are read now."""
-  for name, now in (("l0", reading.l0()), ("fvu", reading.fvu())):
-    if abs(known[name]["mean"] - now.mean) > _SAME * abs(now.mean):
-      logging.warning(
-        "the run's results say %s %.6g where %.6g is measured: its losses are"
-        " measured again",
-        name,
-        known[name]["mean"],
-        now.mean,
-      )
-      return False
-  return True
-
-
-def _of_result(result, code: str) -> dict[str, tuple]:
-  """From the fidelity study."""
-  clean = {each["site"]: each["clean_loss"] for each in result["sites"]}
-  return {
-    row["name"]: (
-      {"l0": row["l0"], "fvu": row["fvu"], "delta_loss": row["delta_loss"]}
-      | {"loss_recovered": row["loss_recovered_zero"]}
-      | {"loss_clean": clean[row["site"]]}
-      | {name: row[name] for name in _MORE if row.get(name)},
-      code,
-    )
-    for row in result["saes"]
-  }
-
-
-def _of_study(config, bench, hashes) -> dict[str, tuple]:
-  """The run's study of fidelity, where it is of the same of everything."""
-  result = _result(settings.workdir(config) / _STUDY)
-  evaluate = (result.get("config") or {}).get("evaluate", {})
-  own = bench.provenance()
-  same = (
-    result.get("format") == side_by_side.FORMAT
-    and result.get("model") == own["model"]
-    and result.get("token_policy") == own["token_policy"]
-    and result["tokens"].get("hash") == own["tokens"]["hash"]
-    and result["config"]["lm"]["dtype"] == bench.config.lm.dtype
-    and evaluate.get("splice_special") == bench.config.evaluate.splice_special
-  )
-  if not same:
-    return {}
-  there = {value: name for name, value in result["hashes"].items()}
-  rows = _of_result(result, result["code"])
-  return {
-    name: rows[there[value]]
-    for name, value in hashes.items()
-    if there.get(value) in rows
-  }
-
-
-def _of_evaluation(config, bench) -> dict[str, tuple]:
-  """The run's own evaluation, where its key says that nothing has changed."""
-  result = _result(settings.workdir(config) / evaluation.RESULT)
-  if not result or config.runs:
-    return {}
-  try:
-    finished = members.finished_members(config)
-  except FileNotFoundError:
-    return {}
-  rows_store = release_sources.rows(config)
-  if rows_store is None:
-    return {}
-  saes = [member.finished for member in finished]
-  if result.get("key") != evaluation.result_key(config, saes, rows_store):
-    return {}
-  return {
-    row["name"]: (
-      {name: row[name] for name in ("l0", "fvu", *_ALWAYS[:2])}
-      | {"loss_clean": result["clean_loss"]},
-      result["code"],
-    )
-    for row in result["rows"]
-    if row["kind"] == "sae"
-  }
-
-
-def _result(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return artifacts.read_json(path)
-  except (FileNotFoundError, ValueError):
-    return {}
 
 
 def _model(bench: Bench) -> dict[str, Any]:
