@@ -279,12 +279,16 @@ def _caveats(cards) -> str:
 
 
 def _checking(card) -> str:
+  model = card["model"]
+  options = f"--lm={model['source']}"
+  if model["delta"]:
+    options += " --delta=FOLDER_OF_THE_FINE_TUNE"
   return f"""## Checking
 
 `index.json` holds the SHA-256 of every file. With `{LIBRARY}` and this folder at PATH,
 
 ```bash
-python -m experiments.release verify PATH --lm={card["model"]["source"]}
+python -m experiments.release verify PATH {options}
 ```
 
 compares them, loads every SAE, measures L0 and FVU again and says whether each still does what its card says."""
