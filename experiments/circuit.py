@@ -18,10 +18,10 @@ from gemmascope_jax.experiment import circuit
 from gemmascope_jax.report import circuit_table
 
 _LM = flags.DEFINE_string("lm", "demo", "Language model, see gemma.load.")
-_SAE = flags.DEFINE_list(
+_SAE = flags.DEFINE_multi_string(
   "sae",
   None,
-  "SAEs, one a site, as PATH or SITE=PATH; with commas.",
+  "SAEs, one a site, as PATH or SITE=PATH; may be given several times.",
   required=True,
 )
 _CLEAN = flags.DEFINE_string("clean", None, "The prompt.", required=True)

@@ -1,6 +1,6 @@
 """Which latents go on from layer to layer: SAEs of a few residual sites.
 
-python -m experiments.persistent --sae=PATH,PATH --store=runs/zoo/store/NAME
+python -m experiments.persistent --sae=PATH --sae=PATH --store=runs/zoo/store/NAME
 
 Writes persistent.json, persistent.png and partners.npz to --out, and prints the
 shares. Without --store latents are matched by their decoders alone.
@@ -18,8 +18,8 @@ from gemmascope_jax.report import plotting
 from gemmascope_jax.report.study_figures import persistent as figure
 from gemmascope_jax.studies import subjects
 
-_SAE = flags.DEFINE_list(
-  "sae", None, "SAEs, one a layer, as PATH; with commas.", required=True
+_SAE = flags.DEFINE_multi_string(
+  "sae", None, "SAEs, one a layer, as PATH; several times.", required=True
 )
 _STORE = flags.DEFINE_string("store", None, "Store of all their sites.")
 _ROWS = flags.DEFINE_integer("rows", 50_000, "Rows to look at.", lower_bound=1)

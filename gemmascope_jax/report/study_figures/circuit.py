@@ -57,7 +57,7 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
   if result["patch_tokens"] is not None:
     pairs = zip(shown, result["patch_tokens"], strict=True)
     shown = [
-      one if one == show(other) else f"{one}\n({show(other)})"
+      one if one == show(other) else f"{one}\n({show(other).strip()})"
       for one, other in pairs
     ]
   panel.set_xticks(middles, shown)

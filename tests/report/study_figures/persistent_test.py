@@ -16,7 +16,7 @@ def test_shares_chance_and_scores_are_the_results():
     survival, cosine, phi = drawn.axes
     assert len(survival.containers) == 3
     for name, line in zip(result["criteria"], survival.containers, strict=True):
-      heights = np.asarray(line.lines[0].get_ydata())
+      heights = np.asarray(line.lines[0].get_ydata(), float)
       shares = [each["mean"] * 100 for each in result["survival"][name]]
       np.testing.assert_allclose(heights, shares)
     ticks = [text.get_text() for text in survival.get_xticklabels()]
