@@ -40,7 +40,7 @@ _NODES = flags.DEFINE_integer("nodes", 60, "Nodes to keep.", lower_bound=1)
 _EDGES = flags.DEFINE_integer("edges", 300, "Edges to keep.", lower_bound=1)
 _STEPS = flags.DEFINE_integer(
   "steps",
-  0,
+  10,
   "Of integrated gradients; 0: gradients at the clean prompt.",
   lower_bound=0,
 )
