@@ -61,11 +61,7 @@ def graph(
   Raises:
     ValueError: a slug that is none.
   """
-  if not _SLUG.fullmatch(slug) or f"{slug}.json" == INDEX:
-    raise ValueError(
-      f"slug {slug!r}: expected lower-case letters, digits and hyphens, such as"
-      f" 'girls-are'; {INDEX} is the list of all graphs"
-    )
+  check_slug(slug)
   layout = _layout(result)
   nodes = [_node(result, node, layout) for node in result["nodes"]]
   metric = _metric(result)
@@ -113,6 +109,19 @@ def graph(
   }
   validate(found)
   return found
+
+
+def check_slug(slug: str) -> None:
+  """Refuses what can't be a graph's name, and so a file's.
+
+  Raises:
+    ValueError: names it.
+  """
+  if not _SLUG.fullmatch(slug) or f"{slug}.json" == INDEX:
+    raise ValueError(
+      f"slug {slug!r}: expected lower-case letters, digits and hyphens, such as"
+      f" 'girls-are'; {INDEX} is the list of all graphs"
+    )
 
 
 def _layout(result) -> list[dict[str, Any]]:

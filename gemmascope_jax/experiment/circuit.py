@@ -52,6 +52,7 @@ def circuit(
     ValueError: two SAEs of a site, an answer of several tokens, prompts of
       different lengths; and what `attribute` raises.
   """
+  export.check_slug(slug)  # before the work, not after it
   read = [subjects.read(each) for each in given]
   saes = {}
   for each in read:
