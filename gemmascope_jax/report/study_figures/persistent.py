@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gemmascope_jax.report import plotting, wording
 from gemmascope_jax.report.plotting import MUTED, SERIES
 
@@ -16,6 +18,8 @@ _SCORES = {
   "direction": "decoder cosine of mutual pairs",
   "firing": "correlation of firing (phi) of mutual pairs",
 }
+
+_APART = 5.0  # per cent, between numbers beside the ends of lines
 
 
 def draw(result: dict[str, Any]) -> dict[str, Any]:
@@ -60,19 +64,31 @@ def _survival(panel, result) -> list[Any]:
       linestyle=":",
       linewidth=1.2,
     )
-    panel.annotate(
-      f"{shares[-1]['mean'] * 100:.1f}",
-      (len(sites) - 1, shares[-1]["mean"] * 100),
-      xytext=(7, 0),
-      textcoords="offset points",
-      va="center",
-      color=SERIES[number],
-    )
+  _name_ends(panel, result, len(sites) - 1)
   panel.set_xticks(places, sites)
   panel.set_xlim(-0.2, len(sites) - 0.6)
   panel.set_ylim(0, 103)
   panel.set_ylabel(f"latents of {sites[0]} still matched (%)")
   return handles
+
+
+def _name_ends(panel, result, last: int) -> None:
+  """Writes the last shares beside their points, none over another."""
+  ends = [
+    (result["survival"][criterion][-1]["mean"] * 100, number)
+    for number, criterion in enumerate(result["criteria"])
+  ]
+  below = -np.inf
+  for share, number in sorted(ends):
+    below = max(share, below + _APART)
+    panel.annotate(
+      f"{share:.1f}",
+      (last, below),
+      xytext=(7, 0),
+      textcoords="offset points",
+      va="center",
+      color=SERIES[number],
+    )
 
 
 def _scores(panel, result, criterion) -> None:
