@@ -14,7 +14,16 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("data", "gemma", "parallel", "releases", "report", "sae", "studies")
+_PARTS = (
+  "data",
+  "gemma",
+  "parallel",
+  "releases",
+  "report",
+  "sae",
+  "steering",
+  "studies",
+)
 
 
 def __getattr__(name: str):

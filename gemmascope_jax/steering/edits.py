@@ -32,6 +32,10 @@ Array = jax.Array
 Edit = Callable[[Array], Array]
 Numbers = float | Sequence[float] | np.ndarray
 
+# A push is refused beyond this: float32 would keep nothing of the activation
+# beside it, and a few layers later its square has no number.
+LARGEST = 1e12
+
 
 def site_of(sae: SAE) -> str:
   """The site at which edits of an SAE's latents are made: where it writes.
@@ -65,11 +69,13 @@ def add(
     The edit.
 
   Raises:
-    ValueError: no such latent, a number that is not finite, or a crosscoder.
+    ValueError: no such latent, a number that is not finite or too large, or a
+      crosscoder.
   """
   _refuse_crosscoder(sae)
   (latent,) = _indices(sae, latent)
-  return direction(np.asarray(sae.params.w_dec)[latent], strength * unit)
+  size = _number("strength", strength) * _number("unit", unit)
+  return direction(np.asarray(sae.params.w_dec)[latent], size)
 
 
 def direction(vector: np.ndarray, strength: float) -> jax.tree_util.Partial:
@@ -83,7 +89,7 @@ def direction(vector: np.ndarray, strength: float) -> jax.tree_util.Partial:
     The edit.
 
   Raises:
-    ValueError: not a vector, or a number that is not finite.
+    ValueError: not a vector, or a number that is not finite or too large.
   """
   vector = np.asarray(vector, np.float32)
   if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
@@ -91,8 +97,10 @@ def direction(vector: np.ndarray, strength: float) -> jax.tree_util.Partial:
       f"a direction of shape {vector.shape}: expected one vector [D] of finite"
       " numbers"
     )
+  strength = _number("strength", strength)
+  _require_moderate(abs(strength) * float(np.abs(vector).max()))
   return jax.tree_util.Partial(
-    _shifted, jnp.asarray(vector), _scalar("strength", strength)
+    _shifted, jnp.asarray(vector), jnp.float32(strength)
   )
 
 
@@ -117,8 +125,8 @@ def clamp(
     The edit.
 
   Raises:
-    ValueError: no such latent, a number that is not finite or a count that does
-      not match, a crosscoder, or a transcoder, whose latents are read at
+    ValueError: no such latent, a number that is not finite or too large, or a
+      count that does not match, a crosscoder, or a transcoder, whose latents are read at
       another site than the one it writes.
   """
   _refuse_crosscoder(sae)
@@ -133,6 +141,7 @@ def clamp(
   targets = _each("values", values, len(chosen)) * _each(
     "unit", unit, len(chosen)
   )
+  _require_moderate(float(np.abs(targets).max()))
   return jax.tree_util.Partial(
     _clamped,
     *reader(sae, chosen),
@@ -276,11 +285,20 @@ def _indices(sae: SAE, latents: int | Iterable[int]) -> np.ndarray:
   return chosen
 
 
-def _scalar(name: str, value: float) -> Array:
-  number = np.asarray(value, np.float32)
-  if number.ndim or not np.isfinite(number):
+def _number(name: str, value: float) -> float:
+  number = np.asarray(value)
+  if number.ndim or number.dtype.kind not in "iuf" or not np.isfinite(number):
     raise ValueError(f"{name} is {value!r}; expected a finite number")
-  return jnp.asarray(number)
+  return float(number)
+
+
+def _require_moderate(size: float) -> None:
+  if size > LARGEST:
+    raise ValueError(
+      f"a push of {size:.3g} in a single coordinate or latent: expected at most"
+      f" {LARGEST:.0e}; float32 keeps nothing of the activation beside it. Give"
+      " a smaller strength or unit"
+    )
 
 
 def _each(name: str, values: Numbers, count: int) -> np.ndarray:
