@@ -42,7 +42,7 @@ _TEXT = flags.DEFINE_list("text", [], "Texts to measure on; packaged ones.")
 _SEQUENCES = flags.DEFINE_integer("sequences", 144, "Of these texts.")
 _COMPARE = flags.DEFINE_bool("compare", False, "Compare ways to steer.")
 _STRENGTHS = flags.DEFINE_list(
-  "strengths", ["0.25", "0.5", "1", "2", "4"], "compare: to try."
+  "strengths", ["0.5", "1", "2", "4", "8"], "compare: to try."
 )
 _WORDS = flags.DEFINE_list("words", [], "compare: of the concept.")
 _POSITIVE = flags.DEFINE_string(
@@ -92,7 +92,7 @@ def main(config, arguments) -> None:
       negative=negative,
       asked=_PROMPT.value or prompts.PROMPTS,
       words=_WORDS.value,
-      samples=_SAMPLES.value or 4,
+      samples=_SAMPLES.value or 2,
       **options,
     )
     print(steering_table.terminal_table(result))

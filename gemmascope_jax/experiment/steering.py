@@ -170,7 +170,7 @@ def compare(
   text: Text,
   out: str | os.PathLike,
   *,
-  strengths: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
+  strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
   unit: float | None = None,
   positive: Sequence[str] = (),
   negative: Sequence[str] = (),

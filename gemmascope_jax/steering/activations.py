@@ -31,6 +31,7 @@ def values(
   tokens: np.ndarray,
   policy: TokenPolicy,
   *,
+  mask: np.ndarray | None = None,
   batch: int = 8,
 ) -> np.ndarray:
   """What latents are, token by token, in the model without edits.
@@ -41,6 +42,8 @@ def values(
     latents: which.
     tokens: int [S, T], BOS first.
     policy: which positions count.
+    mask: bool [S, T], real tokens; None: all but padding. (A model may say the
+      padding token itself.)
     batch: sequences a pass.
 
   Returns:
@@ -59,9 +62,12 @@ def values(
   if sae.config.token_policy is not None:
     policy.require_same(sae.config.token_policy, "this text", "the SAE")
   reader, chosen = edits.reader(sae, latents)
-  found = []
-  for part in splice.batches(np.asarray(tokens), batch, policy.pad_id):
-    read = _values(lm.config, site, lm.params, part, policy.pad_id, reader)
+  tokens, found = np.asarray(tokens), []
+  mask = tokens != policy.pad_id if mask is None else mask
+  parts = splice.batches(tokens, batch, policy.pad_id)
+  masks = splice.batches(mask, batch, False)
+  for part, real in zip(parts, masks, strict=True):
+    read = _values(lm.config, site, lm.params, part, real, reader)
     read = np.asarray(read)[..., np.asarray(chosen)]
     found.append(np.where(policy.keep(part)[..., None], read, 0))
   return np.concatenate(found)[: len(tokens)]
@@ -91,13 +97,13 @@ def typical_maxima(found: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _values(config, site, params, tokens, pad_id, reader):
+def _values(config, site, params, tokens, mask, reader):
   out = gemma.forward(
     config,
     params,
     tokens,
     taps=(site,),
-    mask=tokens != pad_id,
+    mask=mask,
     num_layers=sites.parse(site).layer + 1,
   )
   return reader.encode(out.acts[site])

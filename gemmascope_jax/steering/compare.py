@@ -95,7 +95,8 @@ def compare(
     FloatingPointError: a loss that is no number under some strength.
   """
   budgets = dict(BUDGETS if budgets is None else budgets)
-  _check(methods, prompts, words, sae, latent, budgets)
+  tokens = np.asarray(tokens)
+  _check(lm, methods, prompts, tokens, words, sae, latent, budgets)
   effects = [WORDS] * bool(words) + [LATENT] * (latent is not None)
   asked = {
     "prompts": list(prompts),
@@ -187,7 +188,7 @@ def compare(
   }
 
 
-def _check(methods, prompts, words, sae, latent, budgets) -> None:
+def _check(lm, methods, prompts, tokens, words, sae, latent, budgets) -> None:
   names = [method.name for method in methods]
   if not names or len(set(names)) < len(names):
     raise ValueError(
@@ -197,6 +198,13 @@ def _check(methods, prompts, words, sae, latent, budgets) -> None:
     raise ValueError(
       f"prompts {prompts!r}: expected a list of at least two, as one half"
       " chooses strengths for the other"
+    )
+  wrong = tokens[(tokens < 0) | (tokens >= lm.config.vocab_size)]
+  if tokens.ndim != 2 or wrong.size:
+    raise ValueError(
+      f"{f'id {wrong.max()}' if wrong.size else tokens.shape} among the held-out"
+      f" tokens: expected [sequences, tokens]; {lm.label} has ids"
+      f" 0..{lm.config.vocab_size - 1}"
     )
   if (sae is None) != (latent is None):
     raise ValueError("sae and latent belong together: expected both or neither")

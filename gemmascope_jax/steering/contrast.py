@@ -20,7 +20,7 @@ def contrast(
   policy: TokenPolicy,
   *,
   bos_id: int,
-  texts: int = 64,
+  texts: int = 256,
   window: int = 16,
   seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:

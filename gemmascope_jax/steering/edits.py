@@ -303,7 +303,10 @@ def _require_moderate(size: float) -> None:
 
 def _each(name: str, values: Numbers, count: int) -> np.ndarray:
   """float64 [count] from one number or as many."""
-  numbers = np.asarray(values, np.float64)
+  numbers = np.asarray(values)
+  if numbers.dtype.kind not in "iuf":
+    raise ValueError(f"{name} is {values!r}; expected finite numbers")
+  numbers = numbers.astype(np.float64)
   if numbers.ndim > 1 or (numbers.ndim and len(numbers) != count):
     raise ValueError(
       f"{name} of shape {numbers.shape} for {count} latents: expected one"

@@ -44,12 +44,15 @@ class Generated:
   texts: tuple[str, ...]
 
   @property
+  def real(self) -> np.ndarray:
+    """bool [S, T]: all tokens but the padding after them."""
+    return np.arange(self.tokens.shape[1])[None] < self.lengths[:, None]
+
+  @property
   def new(self) -> np.ndarray:
     """bool [S, T]: tokens that the model said, a stop token included."""
     place = np.arange(self.tokens.shape[1])[None]
-    return (place >= self.prompt_lengths[:, None]) & (
-      place < self.lengths[:, None]
-    )
+    return self.real & (place >= self.prompt_lengths[:, None])
 
 
 def generate(

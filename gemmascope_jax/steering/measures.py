@@ -79,7 +79,9 @@ def latent_hits(
   Returns:
     float64 [Q] each; tokens that the policy excludes don't count.
   """
-  found = activations.values(lm, sae, latent, said.tokens, policy, batch=batch)
+  found = activations.values(
+    lm, sae, latent, said.tokens, policy, mask=said.real, batch=batch
+  )
   counted = said.new & policy.keep(said.tokens)
   fires = (found[..., 0] > 0) & counted
   return (
@@ -97,8 +99,10 @@ def text_losses(
   predicted at a position that the policy excludes does not count.
   """
   found = []
-  for part in splice.batches(said.tokens, batch, policy.pad_id):
-    found.append(_losses(lm.config, lm.params, part, policy.pad_id, {}))
+  parts = splice.batches(said.tokens, batch, policy.pad_id)
+  masks = splice.batches(said.real, batch, False)
+  for part, mask in zip(parts, masks, strict=True):
+    found.append(_losses(lm.config, lm.params, part, mask, {}))
   losses = np.concatenate(found)[: len(said.tokens)].astype(np.float64)
   counted = said.new[:, 1:] & policy.keep(said.tokens)[:, :-1]
   total = np.where(counted, losses, 0).sum(axis=1)
@@ -139,7 +143,8 @@ def held_out_losses(
   for part in splice.batches(tokens, batch, policy.pad_id):
     keep = policy.keep(part)
     placed = {site: at(edit, keep) for site, edit in edits.items()}
-    found.append(_losses(lm.config, lm.params, part, policy.pad_id, placed))
+    mask = part != policy.pad_id
+    found.append(_losses(lm.config, lm.params, part, mask, placed))
   losses = np.concatenate(found)[: len(tokens)].astype(np.float64)
   counted = policy.keep_loss(tokens)
   return np.where(counted, losses, 0).sum(axis=1), counted.sum(axis=1) * 1.0
@@ -152,11 +157,11 @@ def _by_prompt(values: Sequence[float] | np.ndarray, prompts: int):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(config, params, tokens, pad_id, edits):
+def _losses(config, params, tokens, mask, edits):
   return gemma.next_token_losses(
     config,
     params,
     tokens,
     edits={site: as_partial(edit) for site, edit in edits.items()},
-    mask=tokens != pad_id,
+    mask=mask,
   )
