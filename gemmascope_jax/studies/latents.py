@@ -74,7 +74,7 @@ def describe(
     lm, sae, store, contexts=contexts, rows=rows, progress=progress
   )
   often = found.frequencies
-  chosen = _choose(often.counts, latents, contexts)
+  chosen = choose(often.counts, latents, contexts)
   if not len(chosen):
     raise DeadSAEError(
       f"no latent of the SAE at {sae.config.site} fired {contexts} times on"
@@ -134,6 +134,7 @@ def details(
   chosen: np.ndarray,
   *,
   context_tokens: int = 32,
+  logit_bins: int = 0,
 ) -> Iterator[dict[str, Any]]:
   """What is known of some latents, one by one.
 
@@ -147,6 +148,7 @@ def details(
     found: of `gather`, on the same.
     chosen: int64 [C], latents.
     context_tokens: tokens shown around the peak.
+    logit_bins: of a histogram of the effects on all logits; 0: none is made.
 
   Yields:
     Of each latent, in order, what `describe` says.
@@ -159,9 +161,19 @@ def details(
       shown.want(latent, _peaks(found.strongest, latent))
       shown.want(latent, _at_quantiles(found.random, latent)[1])
     shown.read()
-    effects = _logit_effects(lm, sae, some)
+    effects = logit_effects(lm, sae, some)
     for latent, effect in zip(some, effects, strict=True):
-      yield _detail(lm, found, shown, latent, effect)
+      detail = _detail(lm, found, shown, latent, effect)
+      if logit_bins:
+        detail["logit_histogram"] = _histogram(effect, logit_bins)
+      yield detail
+
+
+def _histogram(effect: np.ndarray, bins: int) -> dict[str, list]:
+  if not effect.size:
+    return {"edges": [], "counts": []}
+  counts, edges = np.histogram(effect, bins)
+  return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _detail(lm, found, shown, latent, effect) -> dict[str, Any]:
@@ -184,7 +196,7 @@ def _detail(lm, found, shown, latent, effect) -> dict[str, Any]:
         *_at_quantiles(found.random, latent), strict=True
       )
     ],
-    "top_tokens": _top_tokens(lm.tokenizer, found.tokens, latent),
+    "top_tokens": top_tokens(lm.tokenizer, found.tokens, latent),
     **_tokens_of(lm.tokenizer, effect),
   }
 
@@ -193,7 +205,7 @@ def _finite(value: float) -> float | None:
   return float(value) if np.isfinite(value) else None
 
 
-def _choose(counts: np.ndarray, latents: int, least: int) -> np.ndarray:
+def choose(counts: np.ndarray, latents: int, least: int) -> np.ndarray:
   """Latents spread evenly over the ranks of firing frequency."""
   alive = np.flatnonzero(counts >= least)
   order = alive[np.argsort(-counts[alive], kind="stable")]
@@ -219,22 +231,33 @@ def _at_quantiles(random, latent: int) -> tuple[tuple, np.ndarray]:
   return _QUANTILES, rows[order][places]
 
 
-def _top_tokens(tokenizer, tokens, latent: int) -> list:
-  """The tokens with the greatest mean activation: [piece, mean]."""
-  ids, means = tokens.top(latent, _SHOWN_TOKENS, _LEAST_OCCURRENCES)
+def top_tokens(
+  tokenizer, tokens, latent: int, count: int = _SHOWN_TOKENS
+) -> list[list]:
+  """The tokens with the greatest mean activation: [piece, mean].
+
+  Args:
+    tokenizer: with `pieces`.
+    tokens: `tokens` of what `gather` gives.
+    latent: which.
+    count: how many, at most.
+  """
+  ids, means = tokens.top(latent, count, _LEAST_OCCURRENCES)
   return [
     [tokenizer.pieces([int(i)])[0], round(float(mean), 4)]
     for i, mean in zip(ids, means, strict=True)
   ]
 
 
-def _logit_effects(lm, sae, chosen):
+def logit_effects(lm, sae, chosen):
   """Direct effect of each latent's direction on the logits: C times [V].
+
+  Empty for sites that do not write where the unembedding reads.
 
   d_i through the final norm's gain and the unembedding, less its mean over the
   vocabulary; only residual sites write where the unembedding reads.
   """
-  where = sites.parse(sae.config.site)
+  where = sites.parse(sae.config.target_site or sae.config.site)
   if where.kind in ("att", "mlp_in"):
     yield from [np.zeros(0)] * len(chosen)
     return

@@ -25,13 +25,10 @@ const tip = document.getElementById("tip");
 
 // make("td", {class: "number"}, "text", child, ...)
 function make(name, attributes, ...children) {
-  const svg = ["svg", "rect", "path", "text", "title"].includes(name) &&
-    attributes && attributes.svg !== false;
-  const node = svg
+  const node = ["svg", "rect", "path", "text"].includes(name)
     ? document.createElementNS("http://www.w3.org/2000/svg", name)
     : document.createElement(name);
   for (const [key, value] of Object.entries(attributes || {})) {
-    if (key === "svg") continue;
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else if (key === "style") node.style.cssText = value;
     else node.setAttribute(key, value);
@@ -81,7 +78,7 @@ function chip(piece, title) {
 // ---- the list -------------------------------------------------------------
 
 const SORTS = {
-  peak: ["strongest words alike", (a, b) => b.focus - a.focus],
+  peak: ["clearest words", (a, b) => b.focus - a.focus],
   index: ["number", (a, b) => a.index - b.index],
   often: ["most frequent", (a, b) => b.frequency - a.frequency],
   rare: ["least frequent", (a, b) => a.frequency - b.frequency],
@@ -330,14 +327,13 @@ function pieces(title, pairs) {
 function nearest(title, pairs, measure) {
   if (!pairs || !pairs.length) return null;
   return [make("h3", null, title),
-    make("ul", { class: "plain small" }, pairs.map(([index, score]) => {
-      const brief = state.index.latents[state.place.get(index)];
-      return make("li", { title: measure + " " + number(score) },
-        brief ? make("a", { href: "#" + index }, index) : index,
+    make("ul", { class: "plain small" }, pairs.map(
+      ([index, score, words]) => make("li",
+        { title: measure + " " + number(score) },
+        state.place.has(index)
+          ? make("a", { href: "#" + index }, index) : index,
         " ", make("span", { class: "muted" }, score.toFixed(2)), " ",
-        brief ? brief.top_tokens.slice(0, 3).map((piece) => chip(piece))
-          : null);
-    }))];
+        words.map((piece) => chip(piece)))))];
 }
 
 function histogram(latent) {
@@ -410,7 +406,13 @@ function drawLive() {
 }
 
 function drawFired(result, found) {
-  result.replaceChildren(...found.latents.map((latent) => make("div", null,
+  const of = found.fired > found.latents.length
+    ? `The first ${found.latents.length} of ${found.fired} that fire, ` +
+      "those nearest their largest activation first."
+    : found.fired ? "Nearest their largest activation first."
+      : "None of the latents that these pages show fires on it.";
+  result.replaceChildren(make("p", { class: "muted small" }, of),
+    ...found.latents.map((latent) => make("div", null,
     make("h3", null, make("a", { href: "#" + latent.index }, "Latent " +
       latent.index), make("span", { class: "muted" }, "  " +
       number(Math.max(...latent.values)) + ", " +
