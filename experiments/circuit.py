@@ -5,8 +5,8 @@ python -m experiments.circuit --lm=demo --sae=PATH --sae=PATH \\
   --answer=" are" --wrong=" is"
 
 Prints a table, and writes it to --out with the result (circuit.json), a figure
-(circuit.png) and the graph for circuit viewers (graph.json). docs/attribution.md
-says what the numbers are.
+(circuit.png) and the graph for circuit viewers (graphs/SLUG.json).
+docs/attribution.md says what the numbers are.
 """
 
 import sys
@@ -37,7 +37,9 @@ _WRONG = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", "runs/circuit", "Folder to write to.")
 _SLUG = flags.DEFINE_string("slug", "circuit", "Name of the graph in viewers.")
 _NODES = flags.DEFINE_integer("nodes", 60, "Nodes to keep.", lower_bound=1)
-_EDGES = flags.DEFINE_integer("edges", 300, "Edges to keep.", lower_bound=1)
+_EDGES = flags.DEFINE_integer(
+  "edges", 300, "Edges to keep; 0: look for none.", lower_bound=0
+)
 _STEPS = flags.DEFINE_integer(
   "steps",
   10,

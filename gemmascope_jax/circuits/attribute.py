@@ -135,7 +135,7 @@ def attribute(
     metric: the logit, or difference of logits, to explain.
     nodes: latents, errors and embedded tokens to keep, over all sites: those of
       the largest effects.
-    edges: to keep: those of the largest weights.
+    edges: to keep: those of the largest weights; 0: none are looked for.
     steps: of integrated gradients for the nodes' effects; 0: none.
     ablate: whether each node is patched alone to see its real effect, a pass
       from its site on each.
@@ -163,7 +163,7 @@ def attribute(
   slopes = nodes_.slopes(*run, places, metric, steps)
   for place, slope in zip(places, slopes, strict=True):
     most = 0 if place.sae is None else min(nodes, place.sae.width)
-    each = nodes_.effects(place, slope, keep=most)
+    each = nodes_.effects(place.local(), slope, keep=most)
     found[place.name] = nodes_.Effects(*map(np.asarray, each))
   kept = _largest(found, nodes)
   moves = {place.name: _moves(place, found, kept) for place in places}
@@ -196,10 +196,10 @@ def attribute(
 
 
 def _checked(lm, clean, patch, metric, nodes, edges, steps):
-  if nodes < 1 or edges < 1 or steps < 0:
+  if nodes < 1 or min(edges, steps) < 0:
     raise ValueError(
       f"nodes {nodes}, edges {edges}, steps {steps}: expected at least one node"
-      " and one edge, and no negative number of steps"
+      " and no negative number"
     )
   prompts = [clean] if patch is None else [clean, patch]
   prompts = [np.asarray(ids, np.int32) for ids in prompts]
@@ -288,10 +288,12 @@ def _ablated(run, places, metric, kept, moves) -> list[Node]:
 
 
 def _edges(run, places, metric, found, kept, by_place, moves, count):
+  if not count:
+    return []
   config, params, tokens = run
   later = {
     place.name: edges_.cotangents(
-      place,
+      place.local(),
       jnp.asarray(found[place.name].slope),
       moves[place.name][1],
       _numbers(kept, by_place[place.name], len(moves[place.name][1])),

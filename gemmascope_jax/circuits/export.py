@@ -16,7 +16,10 @@ circuit has to be fitted to:
   positive where it supports the answer. So it is our weight with its sign
   turned, as ours are of taking the clean value away.
 * `influence` is what their pruning slider reads: nodes are taken by descending
-  size of their effect, and this is the share of all sizes up to a node.
+  size of their effect, and this is the share of all sizes up to a node. The
+  slider is there only if `metadata.node_threshold` is a number: 1, all nodes.
+* circuit-tracer's viewer serves a folder: SLUG.json of each graph, and
+  graph-metadata.json with the metadata of all; `publish` keeps both.
 
 Beside these, nodes have `site`, `effect` (of patching, our sign), `ablated` and
 `patch_activation`, which viewers ignore.
@@ -26,17 +29,19 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
-from gemmascope_jax import artifacts
+from gemmascope_jax import __version__, artifacts
 from gemmascope_jax.circuits.places import EMBED
 from gemmascope_jax.gemma import sites as sites_
 
 LATENT, ERROR = "cross layer transcoder", "mlp reconstruction error"
 EMBEDDED, LOGIT = "embedding", "logit"
+INDEX = "graph-metadata.json"
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -56,11 +61,7 @@ def graph(
   Raises:
     ValueError: a slug that is none.
   """
-  if not _SLUG.fullmatch(slug):
-    raise ValueError(
-      f"slug {slug!r}: expected lower-case letters, digits and hyphens, such as"
-      " 'girls-are'"
-    )
+  check_slug(slug)
   layout = _layout(result)
   nodes = [_node(result, node, layout) for node in result["nodes"]]
   metric = _metric(result)
@@ -87,8 +88,9 @@ def graph(
       "transcoder_list": [],
       "prompt_tokens": result["tokens"],
       "prompt": "".join(result["tokens"]),
-      "node_threshold": None,
+      "node_threshold": 1.0,
       "schema_version": 1,
+      "info": {"generator": {"name": "gemmascope_jax", "version": __version__}},
       "sites": layout,
       "weights": (
         "what the clean value contributes, against the patched one, to"
@@ -107,6 +109,19 @@ def graph(
   }
   validate(found)
   return found
+
+
+def check_slug(slug: str) -> None:
+  """Refuses what can't be a graph's name, and so a file's.
+
+  Raises:
+    ValueError: names it.
+  """
+  if not _SLUG.fullmatch(slug) or f"{slug}.json" == INDEX:
+    raise ValueError(
+      f"slug {slug!r}: expected lower-case letters, digits and hyphens, such as"
+      f" 'girls-are'; {INDEX} is the list of all graphs"
+    )
 
 
 def _layout(result) -> list[dict[str, Any]]:
@@ -230,6 +245,11 @@ def validate(found: dict[str, Any]) -> None:
   tokens = found["metadata"].get("prompt_tokens")
   if not isinstance(tokens, list) or not tokens:
     raise ValueError("metadata.prompt_tokens: expected a list of strings")
+  threshold = found["metadata"].get("node_threshold")
+  if not _is_number(threshold):
+    raise ValueError(
+      f"metadata.node_threshold is {threshold!r}: expected a number"
+    )
   nodes = {}
   for node in found["nodes"]:
     name = node.get("node_id")
@@ -238,6 +258,12 @@ def validate(found: dict[str, Any]) -> None:
         raise ValueError(
           f"node {name!r}: {field} is {node.get(field)!r}; expected"
           f" {kind.__name__}"
+        )
+    for field in ("influence", "activation"):
+      value = node.get(field)
+      if value is not None and not _is_number(value):
+        raise ValueError(
+          f"node {name!r}: {field} is {value!r}; expected a number or null"
         )
     match = _ID.fullmatch(name)
     if (
@@ -263,10 +289,46 @@ def validate(found: dict[str, Any]) -> None:
   depth = lambda node: -1 if node["layer"] == "E" else int(node["layer"])
   for link in found["links"]:
     ends = [nodes.get(link["source"]), nodes.get(link["target"])]
-    if None in ends or not np.isfinite(link["weight"]):
+    if None in ends or not _is_number(link["weight"]):
       raise ValueError(f"link {link}: it has no such nodes, or no weight")
     if depth(ends[0]) > depth(ends[1]):
       raise ValueError(f"link {link}: it runs backwards")
+
+
+def _is_number(value: Any) -> bool:
+  return type(value) in (int, float) and bool(np.isfinite(value))
+
+
+def publish(folder: str | os.PathLike, found: dict[str, Any]) -> pathlib.Path:
+  """Adds a graph to a folder that circuit-tracer's viewer can serve.
+
+  Args:
+    folder: made if it is not there; a graph of the same slug is replaced.
+    found: of `graph`.
+
+  Returns:
+    The graph's file, FOLDER/SLUG.json.
+
+  Raises:
+    ValueError: no graph, see `validate`, or a graph-metadata.json that is none;
+      nothing is written then.
+  """
+  validate(found)
+  folder = pathlib.Path(folder)
+  slug, index = found["metadata"]["slug"], folder / INDEX
+  listed = artifacts.read_json(index) if index.exists() else {"graphs": []}
+  try:
+    others = [each for each in listed["graphs"] if each["slug"] != slug]
+  except (TypeError, KeyError) as error:
+    raise ValueError(
+      f"{index} does not list graphs, as {{'graphs': [{{'slug': ...}}]}}: move"
+      " it away, or choose another folder"
+    ) from error
+  path = folder / f"{slug}.json"
+  write(path, found)
+  graphs = [*others, found["metadata"]]
+  artifacts.write_json(index, listed | {"graphs": graphs})
+  return path
 
 
 def write(path: str | os.PathLike, found: dict[str, Any]) -> None:

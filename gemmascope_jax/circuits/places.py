@@ -94,6 +94,10 @@ class Place:
     """Without its SAE: all that `run` needs."""
     return self.replace(sae=None, zero=False)
 
+  def local(self) -> Place:
+    """Without where it is: all of one shape compile once."""
+    return self.replace(before=None, name="")
+
   def latents(self, x: jax.Array, keep: jax.Array) -> jax.Array:
     """float32 [..., M]: f of rows [..., D]; 0 where the SAE has no place."""
     return jnp.where(keep[..., None], self.sae.encode(x), 0)

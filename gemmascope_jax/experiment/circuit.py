@@ -15,7 +15,7 @@ from gemmascope_jax.report import circuit_table, plotting
 from gemmascope_jax.report.study_figures import circuit as figure
 from gemmascope_jax.studies import subjects
 
-RESULT, GRAPH = "circuit.json", "graph.json"
+RESULT, GRAPHS = "circuit.json", "graphs"
 FIGURE, TABLE = "circuit.png", "circuit.txt"
 
 
@@ -40,7 +40,8 @@ def circuit(
     patch: the other prompt, of as many tokens; None: the zero baseline.
     answer: what follows the prompt, one token; spaces count.
     wrong: what would follow the other one; None: the answer's logit alone.
-    out: folder to write to: circuit.json, graph.json, circuit.png, circuit.txt.
+    out: folder to write to: circuit.json, circuit.png, circuit.txt and, for
+      viewers, graphs/SLUG.json.
     slug: the graph's name in viewers.
     **options: of `circuits.attribute`.
 
@@ -51,6 +52,7 @@ def circuit(
     ValueError: two SAEs of a site, an answer of several tokens, prompts of
       different lengths; and what `attribute` raises.
   """
+  export.check_slug(slug)  # before the work, not after it
   read = [subjects.read(each) for each in given]
   saes = {}
   for each in read:
@@ -84,7 +86,7 @@ def circuit(
   with plotting.style():
     drawn = plotting.png(figure.draw(result)["circuit"])
   artifacts.write_json(out / RESULT, result)
-  export.write(out / GRAPH, graph)
+  export.publish(out / GRAPHS, graph)
   artifacts.write_bytes(out / FIGURE, drawn)
   artifacts.write_text(out / TABLE, circuit_table.table(result) + "\n")
   return result

@@ -203,7 +203,7 @@ def test_an_edge_is_the_effect_through_its_target_alone(found, slow, errors):
 def test_integrated_gradients_add_up_to_the_real_change(lm, saes, slow, found):
   only = {"mlp.1": saes["mlp.1"]}
   smooth = circuits.attribute(
-    lm, only, tiny.CLEAN, tiny.PATCH, METRIC, steps=12, ablate=False, **ALL
+    lm, only, tiny.CLEAN, tiny.PATCH, METRIC, steps=12, ablate=False, edges=0
   )
   change = slow.patch["mlp.1"] - slow.clean["mlp.1"]
   real = slow.along("mlp.1", change, 1)[0] - found.value
@@ -211,12 +211,13 @@ def test_integrated_gradients_add_up_to_the_real_change(lm, saes, slow, found):
   assert total == pytest.approx(real, rel=2e-3)
   assert abs(found.totals["mlp.1"]["all"] - real) > 5 * abs(total - real)
   assert smooth.agreement is None and smooth.nodes[0].ablated is None
+  assert smooth.edges == []
 
 
 def test_the_zero_baseline_takes_latents_and_errors_away(lm, saes, slow):
   only = {"mlp.1": saes["mlp.1"]}
   found = circuits.attribute(
-    lm, only, tiny.CLEAN, None, METRIC, ablate=False, **ALL
+    lm, only, tiny.CLEAN, None, METRIC, ablate=False, nodes=10_000, edges=0
   )
   assert found.patch_tokens is None and found.patch_value is None
   nodes = [n for n in found.nodes if n.site == "mlp.1" and not n.is_error]
@@ -230,15 +231,12 @@ def test_the_zero_baseline_takes_latents_and_errors_away(lm, saes, slow):
   assert found.totals["mlp.1"]["all"] == pytest.approx(whole, rel=2e-3)
 
 
-def test_only_the_largest_nodes_and_edges_are_kept(lm, saes, found):
-  only = {"mlp.1": saes["mlp.1"]}
+def test_only_the_largest_nodes_are_kept(lm, saes, found):
   few = circuits.attribute(
-    lm, only, tiny.CLEAN, tiny.PATCH, METRIC, nodes=25, edges=5, ablate=False
+    lm, saes, tiny.CLEAN, tiny.PATCH, METRIC, nodes=25, edges=0, ablate=False
   )
-  every = [n for n in found.nodes if n.site in ("mlp.1", "embed")]
   same = lambda n: (n.site, n.position, n.latent)
-  assert [same(n) for n in few.nodes] == [same(n) for n in every[:25]]
-  assert len(few.edges) == 5
+  assert [same(n) for n in few.nodes] == [same(n) for n in found.nodes[:25]]
   assert few.totals["mlp.1"] == pytest.approx(found.totals["mlp.1"], rel=1e-5)
 
 
@@ -249,6 +247,7 @@ def test_only_the_largest_nodes_and_edges_are_kept(lm, saes, found):
     ({"clean": tiny.CLEAN[None]}, r"expected \[T\] each"),
     ({"metric": circuits.Metric(300)}, "token 300"),
     ({"nodes": 0}, "nodes 0"),
+    ({"edges": -1}, "edges -1"),
     ({"saes": {}}, "no SAEs"),
     ({"saes": {"res.1": tiny.sae("res.0")}}, "trained at site res.0, not res"),
     ({"saes": {"res.2": tiny.sae("res.1")}}, "gemma-tiny has layers 0..1"),
@@ -257,7 +256,7 @@ def test_only_the_largest_nodes_and_edges_are_kept(lm, saes, found):
     ({"nan": True}, "not finite"),
   ],
 )
-def test_bad_input_is_named(lm, change, message):
+def test_bad_input_is_named(lm, saes, change, message):
   given = dict(saes={"res.1": tiny.sae("res.1")}, metric=METRIC)
   given |= dict(clean=tiny.CLEAN, patch=tiny.PATCH)
   fields = {}
@@ -271,9 +270,9 @@ def test_bad_input_is_named(lm, change, message):
       "res.1": sae.replace(config=SAEConfig(site="res.1", **fields))
     }
   if change.pop("nan", False):
-    sae = tiny.sae("res.1")
+    sae = saes["mlp.1"]
     bad = dataclasses.replace(sae.params, w_dec=sae.params.w_dec * np.nan)
-    given["saes"] = {"res.1": sae.replace(params=bad)}
+    given["saes"] = saes | {"mlp.1": sae.replace(params=bad)}
   error = FloatingPointError if message == "not finite" else ValueError
   with pytest.raises(error, match=message):
     circuits.attribute(lm, **(given | change))

@@ -105,10 +105,31 @@ def test_links_support_where_patching_takes_away():
   assert graph["qParams"]["linkType"] == "both"
 
 
-def test_the_file_is_the_graph(tmp_path):
+def test_a_folder_lists_its_graphs(tmp_path):
   graph = export.graph(result(), "girls-are")
-  export.write(tmp_path / "graph.json", graph)
-  assert artifacts.read_json(tmp_path / "graph.json") == graph
+  path = export.publish(tmp_path, graph)
+  assert path == tmp_path / "girls-are.json"
+  assert artifacts.read_json(path) == graph
+  index = tmp_path / "graph-metadata.json"
+  assert artifacts.read_json(index) == {"graphs": [graph["metadata"]]}
+  # Others stay, one of the same slug is replaced.
+  other = export.graph(result(), "second")
+  export.publish(tmp_path, other)
+  again = export.graph(result(), "girls-are", scan="gemma-2-2b")
+  export.publish(tmp_path, again)
+  expected = [other["metadata"], again["metadata"]]
+  assert artifacts.read_json(index)["graphs"] == expected
+  assert artifacts.read_json(path)["metadata"]["scan"] == "gemma-2-2b"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"graphs": 3}', "{"])
+def test_a_list_that_is_none_is_left_alone(text, tmp_path):
+  index = tmp_path / "graph-metadata.json"
+  index.write_text(text)
+  with pytest.raises(ValueError, match="graph-metadata.json"):
+    export.publish(tmp_path, export.graph(result(), "girls-are"))
+  assert [path.name for path in tmp_path.iterdir()] == [index.name]
+  assert index.read_text() == text
 
 
 def _broken(change):
@@ -122,6 +143,15 @@ def _broken(change):
   [
     (lambda g: g.pop("links"), "lacks 'links'"),
     (lambda g: g["metadata"].pop("prompt_tokens"), "prompt_tokens"),
+    (
+      lambda g: g["metadata"].update(node_threshold=None),
+      "node_threshold is None: expected a number",
+    ),
+    (lambda g: g["nodes"][0].update(influence="1"), "influence is '1'"),
+    (
+      lambda g: g["nodes"][0].update(activation=float("inf")),
+      "activation is inf",
+    ),
     (lambda g: g["nodes"][0].pop("clerp"), "clerp is None; expected str"),
     (lambda g: g["nodes"][0].update(feature=1.5), "feature is 1.5"),
     (lambda g: g["nodes"][0].update(layer="2"), "does not fit its layer '2'"),
@@ -145,9 +175,10 @@ def test_what_viewers_would_not_read_is_refused(change, message, tmp_path):
   assert not (tmp_path / "graph.json").exists()
 
 
-def test_a_slug_is_a_file_name():
-  with pytest.raises(ValueError, match="slug 'Girls are'"):
-    export.graph(result(), "Girls are")
+@pytest.mark.parametrize("slug", ["Girls are", "", "a/b", "graph-metadata"])
+def test_a_slug_is_a_file_name(slug):
+  with pytest.raises(ValueError, match=f"slug '{slug}'"):
+    export.graph(result(), slug)
 
 
 def test_circuit_tracer_reads_it(tmp_path):

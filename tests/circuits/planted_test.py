@@ -34,6 +34,7 @@ CONFIG = GemmaConfig(
 # Directions, and the latents of theirs in each SAE.
 A, B, OTHER, ALWAYS, BACKGROUND, READ = range(6)
 LATENT_A, LATENT_B = 7, 11
+EDGES = 40
 
 
 def _lm(planted):
@@ -88,7 +89,9 @@ def _found(planted):
   clean = np.array([2, 30, 31, WITH_A], np.int32)
   patch = np.array([2, 30, 31, WITHOUT], np.int32)
   metric = circuits.Metric(ANSWER, WRONG)
-  found = circuits.attribute(_lm(planted), saes, clean, patch, metric)
+  found = circuits.attribute(
+    _lm(planted), saes, clean, patch, metric, edges=EDGES, ablate=planted
+  )
   latents = [node for node in found.nodes if not node.is_error]
   between = [
     (found.nodes[e.source], found.nodes[e.target], e.weight)
@@ -117,6 +120,9 @@ def test_the_planted_path_comes_first_and_only_where_it_is():
   assert (source.latent, target.latent) == (LATENT_A, LATENT_B)
   assert source.site == "res.0" and target.site == "res.1"
   assert abs(weight) > 10 * abs(between[1][2])
+  # The largest edges are kept, and no more than were asked for.
+  sizes = [abs(edge.weight) for edge in found.edges]
+  assert len(sizes) == EDGES and sizes == sorted(sizes, reverse=True)
 
   null, _, others = _found(False)
   pairs = {(u.latent, d.latent): abs(w) for u, d, w in others}
