@@ -127,6 +127,15 @@ class Browser:
       {"actions": [{"type": "pointer", "id": "mouse", "actions": [move]}]},
     )
 
+  def prefers(self, scheme):
+    """As if the reader's system were "light" or "dark"."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    self._ask(
+      "POST",
+      f"{self._session}/goog/cdp/execute",
+      {"cmd": "Emulation.setEmulatedMedia", "params": {"features": [feature]}},
+    )
+
   def errors(self):
     """What the console says since the last time."""
     log = self._ask("POST", f"{self._session}/se/log", {"type": "browser"})

@@ -47,7 +47,17 @@ def test_latents_that_are_shown_and_fire_nearest_their_largest_first(server):
   found = json.loads(content)
   assert status == 200 and found["pieces"] == ["x", "a", "y"]
   # All have 4 for their largest but 5, which has 8; 69 is not shown.
-  assert [each["index"] for each in found["latents"]] == [9, 8, 7, 6, 4, 3, 5, 2, 1]
+  assert [each["index"] for each in found["latents"]] == [
+    9,
+    8,
+    7,
+    6,
+    4,
+    3,
+    5,
+    2,
+    1,
+  ]
   assert found["latents"][0]["values"] == pytest.approx([0, 0.9, 0])
   assert found["fired"] == 9
 

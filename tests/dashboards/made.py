@@ -6,7 +6,9 @@ TOKENS = ("The", " city", "\n", "<script>window.bad=1</script>", " Paris", "é")
 
 
 def context(values, peak=None, quantile=None):
-  peak = max(range(len(values)), key=values.__getitem__) if peak is None else peak
+  peak = (
+    max(range(len(values)), key=values.__getitem__) if peak is None else peak
+  )
   found = {
     "window": 0,
     "pieces": [TOKENS[i % len(TOKENS)] for i in range(len(values))],

@@ -20,9 +20,7 @@ def test_by_direction_is_the_cosine_among_the_living():
     cosine[~alive] = cosine[latent] = -np.inf
     expected = np.argsort(-cosine)[:5]
     np.testing.assert_array_equal(found.latents[place], expected)
-    np.testing.assert_allclose(
-      found.scores[place], cosine[expected], atol=1e-6
-    )
+    np.testing.assert_allclose(found.scores[place], cosine[expected], atol=1e-6)
   assert found.of(0)[0] == [
     found.latents[0, 0],
     round(float(found.scores[0, 0]), 4),

@@ -50,7 +50,6 @@ function number(value, digits = 3) {
 }
 
 function percent(fraction) {
-  if (!fraction) return "never";
   return number(fraction * 100, 2) + " %";
 }
 
@@ -332,7 +331,7 @@ function nearest(title, pairs, measure) {
         { title: measure + " " + number(score) },
         state.place.has(index)
           ? make("a", { href: "#" + index }, index) : index,
-        " ", make("span", { class: "muted" }, score.toFixed(2)), " ",
+        " ", make("span", { class: "muted" }, number(score, 2)), " ",
         words.map((piece) => chip(piece)))))];
 }
 
