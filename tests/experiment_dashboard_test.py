@@ -198,9 +198,7 @@ def test_what_makes_no_sense_is_refused(config, planted, pages, tmp_path):
     dashboard.build(config, str(planted), tmp_path / "mine")
   sae = saes.load(planted)
   dead = sae.replace(
-    params=sae.params.replace(
-      threshold=np.full_like(sae.params.threshold, 1e9)
-    )
+    params=sae.params.replace(threshold=np.full_like(sae.params.threshold, 1e9))
   )
   gemma_scope.save(dead, tmp_path / "dead")
   with pytest.raises(DeadSAEError, match="no latent of"):
