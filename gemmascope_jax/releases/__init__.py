@@ -1,14 +1,26 @@
-"""SAEs in the formats that people exchange."""
+"""SAEs in the formats that people exchange.
+
+`gs.sae.load` reads them all. Here are what writes them (`save`), the names of
+Gemma Scope's releases (`names`, `catalogue`), and conversions between what
+different tools take for the same site (`gain`, `gemma_scope.scaled_embedding`).
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 
-from gemmascope_jax.releases import gemma_scope
+from gemmascope_jax.releases import (
+  catalogue,
+  clt,
+  formats,
+  gain,
+  gemma_scope,
+  names,
+)
 from gemmascope_jax.sae.sae import SAE
 
-FORMATS = ("gemma_scope",)
+FORMATS = tuple(formats.FORMATS)
 
 
 def save(
@@ -26,10 +38,10 @@ def save(
     The folder written.
 
   Raises:
-    ValueError: an unknown format.
+    ValueError: an unknown format, or one that cannot hold such an SAE.
   """
   if format not in FORMATS:
     raise ValueError(
       f"unknown release format {format!r}; known: {', '.join(FORMATS)}"
     )
-  return gemma_scope.save(sae, path)
+  return formats.FORMATS[format].save(sae, path)

@@ -29,6 +29,7 @@ import numpy as np
 
 from gemmascope_jax.releases import (
   gemma_scope_2,
+  hooks,
   identity,
   names,
   stored,
@@ -173,5 +174,5 @@ def open(folder: str | os.PathLike) -> CLT:
   layers = tuple(tensors.read(file) for file in files)
   for arrays, file in zip(layers, files, strict=True):
     gemma_scope_2.check_layer(arrays, len(files), file)
-  model = gemma_scope_2.model_label(about.get("model_name"))
+  model = hooks.model_label(about.get("model_name"))
   return CLT(layers, model or (name and name.model), about, folder)

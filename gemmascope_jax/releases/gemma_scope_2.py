@@ -164,23 +164,8 @@ def _config(folder: pathlib.Path) -> SAEConfig:
     about,
     site=reads,
     target_site=None if writes == reads else writes,
-    model=model_label(about.get("model_name")),
+    model=hooks.model_label(about.get("model_name")),
   )
-
-
-def model_label(name: str | None) -> str | None:
-  """Our name of a model: "google/gemma-3-1b-pt" -> "gemma-3-1b"."""
-  if not name:
-    return None
-  name = name.removeprefix("google/").replace("gemma-v3", "gemma-3")
-  return name.removesuffix("-pt")
-
-
-def _hub_name(label: str | None) -> str | None:
-  """The inverse of `model_label`, for Gemma 3."""
-  if label is None or not label.startswith("gemma-3-"):
-    return label
-  return f"google/{label}{'' if label.endswith('-it') else '-pt'}"
 
 
 def _load_crosscoder(
@@ -289,7 +274,7 @@ def _crosscoder_config(
     about if name is None else about | {"released_as": str(name)},
     site="+".join(sites),
     parts=tuple((site, width) for site in sites),
-    model=model_label(about.get("model_name")) or (name and name.model),
+    model=hooks.model_label(about.get("model_name")) or (name and name.model),
   )
 
 
@@ -343,7 +328,7 @@ def _described(sae: SAE, l0: int | None) -> dict[str, Any]:
     "hf_hook_point_in": reads,
     "hf_hook_point_out": writes,
     "width": sae.width,
-    "model_name": _hub_name(config.model),
+    "model_name": hooks.model_id(config.model),
     "affine_connection": sae.params.w_skip is not None,
   }
   return found if l0 is None else found | {"l0": l0}
@@ -374,35 +359,10 @@ def _hook(site: str | None) -> str:
 def _save_one(sae: SAE, folder: pathlib.Path) -> pathlib.Path:
   _described(sae, None)  # refuses before anything is written
   file = folder / ARRAYS
-  write(sae, file, {field: field for field in _FIELDS} | {"w_skip": _SKIP})
+  tensors.write_sae(
+    sae, file, {field: field for field in _FIELDS} | {"w_skip": _SKIP}
+  )
   return file
-
-
-def write(sae: SAE, file: pathlib.Path, keys: Mapping[str, str]) -> None:
-  """Writes an SAE's parameters as safetensors, a block of latents at a time.
-
-  Args:
-    sae: with NumPy arrays, or on a mesh.
-    file: its path.
-    keys: what the file calls the fields of `sae.Params`.
-  """
-  blocks = parts.checked(parts.of(sae), sae.config, file)
-  first = next(blocks)
-  members = []
-  for field, value in first.items():
-    shape, axis = list(value.shape), parts.AXES.get(field)
-    if axis is not None:
-      shape[axis] = sae.width
-    members.append(tensors.Member(keys[field], tuple(shape), axis))
-  with (
-    artifacts.atomic_write(file) as out,
-    tensors.writing(out, members) as append,
-  ):
-    for field, value in first.items():
-      append(keys[field], value)
-    for block in blocks:
-      for field in parts.AXES:
-        append(keys[field], block[field])
 
 
 def _save_crosscoder(sae: SAE, folder: pathlib.Path) -> list[pathlib.Path]:

@@ -1,4 +1,4 @@
-"""What other tools call our sites.
+"""What other tools call our sites and models.
 
 Hugging Face's module names, which Gemma Scope 2's files use, and
 TransformerLens's hooks, which SAELens and circuit-tracer use. The MLP's input
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 
+from gemmascope_jax.gemma.weights import hub
 from gemmascope_jax.releases.names import EMBEDDING, GAINED
 
 _HUGGING_FACE = {
@@ -67,3 +68,17 @@ def _site(hook: str, table: dict[str, str]) -> str | None:
     if found := re.fullmatch(pattern, hook):
       return f"{kind}.{found[1]}"
   return None
+
+
+def model_id(label: str | None) -> str | None:
+  """A model's id on the Hub: "gemma-3-1b" -> "google/gemma-3-1b-pt"."""
+  return hub.ALIASES.get(label or "", label)
+
+
+def model_label(name: str | None) -> str | None:
+  """Our name of a model, however it is written: the inverse of `model_id`."""
+  if not name:
+    return None
+  name = name.removeprefix("google/").replace("gemma-v3", "gemma-3")
+  plain = name.removesuffix("-pt")
+  return plain if plain in hub.ALIASES else name

@@ -7,12 +7,15 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from gemmascope_jax import artifacts
+from gemmascope_jax.releases import parts
 from gemmascope_jax.releases.stored import Stored
+from gemmascope_jax.sae.sae import SAE
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ALIGNED = 8  # where the numbers start, from the file's start
@@ -137,3 +140,47 @@ def _unfilled(name, shape, given, axis) -> ValueError:
     f"array {name} of shape {shape} was given {given} numbers along axis"
     f" {axis}, expected {shape[axis]}"
   )
+
+
+def write_sae(
+  sae: SAE,
+  file: str | os.PathLike,
+  keys: Mapping[str, str],
+  turned: Sequence[str] = (),
+) -> None:
+  """Writes an SAE's parameters, a block of latents at a time.
+
+  Args:
+    sae: with NumPy arrays, or on a mesh.
+    file: its path.
+    keys: what the file calls the fields of `sae.Params`; others are left out.
+    turned: the fields whose transposes the file holds.
+
+  Raises:
+    ValueError: parameters that are not an SAE's, see `parts.checked`.
+  """
+  axes = {
+    field: 1 - axis if field in turned else axis
+    for field, axis in parts.AXES.items()
+  }
+  blocks = (
+    {k: v.T if k in turned else v for k, v in block.items() if k in keys}
+    for block in parts.checked(parts.of(sae), sae.config, file)
+  )
+  first = next(blocks)
+  members = []
+  for field, value in first.items():
+    shape, axis = list(value.shape), axes.get(field)
+    if axis is not None:
+      shape[axis] = sae.width
+    members.append(Member(keys[field], tuple(shape), axis))
+  with (
+    artifacts.atomic_write(file) as out,
+    writing(out, members) as append,
+  ):
+    for field, value in first.items():
+      append(keys[field], value)
+    for block in blocks:
+      for field in block:
+        if field in axes:
+          append(keys[field], block[field])

@@ -1,0 +1,148 @@
+"""The formats of SAEs that are read and written, recognised by content.
+
+A folder is recognised by the file in it that holds the arrays, and that file by
+its first bytes and the names of its arrays; what a file is called decides
+nothing. To add a format: a module with `load` and maybe `save`, and a line in
+`FORMATS`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from gemmascope_jax.releases import (
+  archives,
+  circuit_tracer,
+  dictionary_learning,
+  gemma_scope,
+  gemma_scope_2,
+  saelens,
+  tensors,
+)
+from gemmascope_jax.sae.sae import SAE
+
+
+class Format(NamedTuple):
+  """A format.
+
+  Attributes:
+    files: what its arrays are in, for messages.
+    load: (folder or file, member, mesh) -> SAE.
+    save: (SAE, folder) -> the folder.
+  """
+
+  files: str
+  load: Callable[[pathlib.Path, int | str | None, Mesh | None], SAE]
+  save: Callable[[SAE, str | os.PathLike], pathlib.Path]
+
+
+FORMATS: dict[str, Format] = {
+  "gemma_scope": Format(
+    gemma_scope.ARRAYS,
+    lambda path, member, mesh: gemma_scope.load(path, mesh),
+    gemma_scope.save,
+  ),
+  "gemma_scope_2": Format(
+    gemma_scope_2.ARRAYS,
+    lambda path, member, mesh: _gemma_scope_2(path, member, mesh),
+    gemma_scope_2.save,
+  ),
+  "saelens": Format(
+    f"{saelens.CONFIG} and {saelens.ARRAYS}",
+    lambda path, member, mesh: saelens.load(path, mesh),
+    saelens.save,
+  ),
+  "dictionary_learning": Format(
+    dictionary_learning.ARRAYS,
+    lambda path, member, mesh: dictionary_learning.load(path, mesh),
+    dictionary_learning.save,
+  ),
+  "circuit_tracer": Format(
+    circuit_tracer.ARRAYS.format("L"),
+    lambda path, member, mesh: circuit_tracer.load(path, member, mesh),
+    circuit_tracer.save,
+  ),
+}
+
+_SUFFIXES = (".npz", ".safetensors", ".pt")
+_NOT_ARRAYS = ("examples.safetensors", "sparsity.safetensors")
+
+
+def recognise(path: str | os.PathLike) -> str | None:
+  """The name of the format of a file or folder; None: nothing there is one.
+
+  Raises:
+    ValueError: a file that ends as one with arrays, but is none that we know.
+  """
+  path = pathlib.Path(path)
+  if path.is_file():
+    return _of_file(path)
+  if not path.is_dir():
+    return None
+  files = [
+    file
+    for file in sorted(path.iterdir())
+    if file.suffix in _SUFFIXES and file.name not in _NOT_ARRAYS
+  ]
+  first = (gemma_scope.ARRAYS, saelens.ARRAYS, dictionary_learning.ARRAYS)
+  files.sort(key=lambda file: file.name not in first)
+  return _of_file(files[0]) if files else None
+
+
+def _of_file(file: pathlib.Path) -> str:
+  with open(file, "rb") as opened:
+    start = opened.read(2)
+  if start == b"PK":
+    names = archives.check(file)
+    if any(name.endswith("/data.pkl") for name in names):
+      return "dictionary_learning"
+    return "gemma_scope"
+  if file.suffix == ".npz":
+    return "gemma_scope"  # which says what is wrong with it
+  if file.suffix == ".pt" or start[:1] == b"\x80":
+    return "dictionary_learning"
+  keys = tensors.keys(file)
+  if gemma_scope_2.is_one(keys):
+    return "gemma_scope_2"
+  if (file.parent / saelens.CONFIG).exists():
+    return "saelens"
+  if circuit_tracer.is_one(keys):
+    return "circuit_tracer"
+  raise ValueError(
+    f"{file} holds {', '.join(sorted(keys)[:8]) or 'nothing'}: no SAE in a"
+    f" format that we know ({', '.join(FORMATS)})"
+  )
+
+
+def load(
+  path: str | os.PathLike,
+  member: int | str | None = None,
+  mesh: Mesh | None = None,
+) -> SAE | None:
+  """Loads whatever SAE is at a path; None: nothing there is one.
+
+  Args:
+    path: a file or folder.
+    member: of a folder of several layers, the layer.
+    mesh: devices to load it onto; None: NumPy arrays.
+
+  Raises:
+    ValueError: as the format's `load`.
+  """
+  found = recognise(path)
+  if found is None:
+    return None
+  return FORMATS[found].load(pathlib.Path(path), member, mesh)
+
+
+def _gemma_scope_2(path, member, mesh) -> SAE:
+  from gemmascope_jax.releases import clt
+
+  if member is not None and path.is_dir() and gemma_scope_2.layer_files(path):
+    return clt.open(path).layer(int(member))
+  return gemma_scope_2.load(path, mesh)
