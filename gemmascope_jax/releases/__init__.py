@@ -16,6 +16,7 @@ from gemmascope_jax.releases import (
   formats,
   gain,
   gemma_scope,
+  hub,
   names,
 )
 from gemmascope_jax.sae.sae import SAE
