@@ -42,6 +42,28 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
     stage: the library call.
     default: config file if no `--config` is given; None: it has to be.
   """
+
+  def alone(config, arguments):
+    if arguments:
+      raise app.UsageError(f"unexpected arguments: {' '.join(arguments)}")
+    stage(config)
+
+  run_commands(alone, default, required=default is None)
+
+
+def run_commands(
+  stage: Callable[[Any, list[str]], None],
+  default: str | None = None,
+  *,
+  required: bool = False,
+) -> None:
+  """`run` of a binary with commands of its own, which may need no config.
+
+  Args:
+    stage: takes the config, None if there is none, and the other arguments.
+    default: see `run`.
+    required: whether `--config` has to be given.
+  """
   _huge_pages.use()
   config = config_flags.DEFINE_config_file(
     "config",
@@ -49,17 +71,15 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
     "Config file; any value can be overridden: --config.recipe.width=8192.",
     lock_config=True,
   )
-  if default is None:
+  if required:
     flags.mark_flag_as_required("config")
 
   def main(argv):
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
-    if len(argv) > 1:
-      raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
       parallel.start(_DISTRIBUTED.value)
-      stage(config.value)
+      stage(config.value, argv[1:])
     except _EXPLAINED as error:
       if _TRACEBACK.value:
         raise

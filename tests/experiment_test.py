@@ -17,7 +17,13 @@ from experiments import _binary as _binary_module
 from gemmascope_jax import artifacts, experiment
 from gemmascope_jax.data.stores.shards import CorruptStoreError
 from gemmascope_jax.data.stores.store_plan import StoreMismatchError
-from gemmascope_jax.experiment import activations, bench, settings
+from gemmascope_jax.experiment import (
+  activations,
+  bench,
+  releasing,
+  settings,
+  stored_config,
+)
 from gemmascope_jax.sae.config import Recipe
 from tests.digests import digests
 from tests.gemma import tiny_files
@@ -113,6 +119,22 @@ def test_releases_are_named_by_measured_l0_and_agree_with_the_results(done):
   store = experiment.harvest(config)
   x = store.read("res.1", 0, 500)
   assert np.isfinite(np.asarray(sae(x))).all()
+
+
+def test_a_release_has_the_losses_of_the_evaluation(done, tmp_path):
+  config, result, _ = done
+  shutil.copytree(config.workdir, tmp_path / "run")
+  stored = stored_config.read(tmp_path / "run", default.get_config())
+  stored.progress = False
+  found = releasing.release(stored, tmp_path / "out")
+  assert found["reused"] == len(found["cards"]) == 2
+  rows = {row["name"]: row for row in result["rows"]}
+  for card in found["cards"].values():
+    metrics, row = card["evaluation"]["metrics"], rows[card["name"]]
+    assert metrics["delta_loss"] == row["delta_loss"]
+    assert metrics["fvu"]["mean"] == pytest.approx(row["fvu"]["mean"], rel=1e-4)
+    assert card["evaluation"]["tokens"]["checked_against_training"]
+    assert card["training"]["dead"]["share"] == row["dead_fraction"]
 
 
 def test_the_report_lies_where_it_is_said_to(done):

@@ -332,8 +332,8 @@ def _rounds(processes, count: int, batch: int):
     _apart(first["ours"], first["HF"], count),
     _apart([p[:1] + p[2:] for p in first["ours"]], first["HF, no KL"], count),
   )
-  if first["kept"] != first["ours"]:
-    raise RuntimeError(f"{count} SAEs: measure and run_batch do not agree")
+  # What was kept from fewer SAEs has a KL that is the same to rounding only.
+  _apart(first["kept"], first["ours"], count, 1e-6)
   answers = {name: [] for name in jobs}
   for _ in range(_ROUNDS.value):
     for name in jobs:
@@ -343,15 +343,15 @@ def _rounds(processes, count: int, batch: int):
   return answers, apart
 
 
-def _apart(ours, theirs, count: int) -> float:
+def _apart(ours, theirs, count: int, tolerance: float = _TOLERANCE) -> float:
   """The largest relative difference; raises if it is too large."""
   ours, theirs = (np.array(sum(each, [])) for each in (ours, theirs))
   if ours.shape != theirs.shape or not np.allclose(
-    ours, theirs, rtol=_TOLERANCE, atol=0
+    ours, theirs, rtol=tolerance, atol=0
   ):
     raise RuntimeError(
-      f"{count} SAEs: ours gives {json.dumps(ours.tolist())}, torch"
-      f" {json.dumps(theirs.tolist())}: not the same computation"
+      f"{count} SAEs: ours gives {json.dumps(ours.tolist())}, the"
+      f" other {json.dumps(theirs.tolist())}: not the same computation"
     )
   return float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
 

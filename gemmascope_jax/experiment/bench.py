@@ -22,12 +22,13 @@ from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.experiment import activations, members, runs, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
+from gemmascope_jax.sae.sae import weights_hash
 from gemmascope_jax.studies import measure, side_by_side, site_means
 from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
 from gemmascope_jax.studies.replacements import Constant
 from gemmascope_jax.studies.subjects import Subject, by_site, subject
 
-_PARTS = "results/parts"
+PARTS = "results/parts"
 
 # Of each site its record, and what each SAE and ablation does there.
 Measured = dict[str, tuple[SiteRecord, dict[str, SpliceRecord]]]
@@ -178,11 +179,7 @@ class Bench:
         "tokenizer": lm.tokenizer.fingerprint,
       },
       "hashes": {
-        one.name: artifacts.sha256_arrays(
-          vars(one.sae.params)[key]
-          for key in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
-        )
-        for one in (*self.every(), *self.tuned)
+        one.name: weights_hash(one.sae) for one in (*self.every(), *self.tuned)
       },
       "token_policy": self.policy.to_dict(),
       "config": settings.resolved(self.config),
@@ -231,7 +228,7 @@ def make(config: Config, given: Sequence[str]) -> Bench:
     tokens=held_out(config, lm, None if rows is None else rows.keys),
     subjects=by_site(subjects),
     tuned=tuned,
-    folder=settings.workdir(config) / _PARTS,
+    folder=settings.workdir(config) / PARTS,
     rows_store=rows,
     untrained=untrained,
     given=bool(given),

@@ -46,18 +46,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     ),
     config.seed,
   )
-  key = artifacts.fingerprint(
-    [
-      [artifacts.sha256_file(f / gemma_scope.ARRAYS) for f in folders],
-      rows_store.fingerprint,
-      site,
-      config.lm.to_dict(),
-      settings.text(config),
-      config.evaluate.to_dict(),
-      settings.model_files(config),
-      artifacts.code_version(),
-    ]
-  )
+  key = result_key(config, folders, rows_store)
   before = _previous_result(workdir)
   if before.get("key") == key and _is_whole(workdir, before):
     return before
@@ -123,6 +112,22 @@ def evaluate(config: Config) -> dict[str, Any]:
   result["has_latents"] = latents_file.exists()
   artifacts.write_json(workdir / RESULT, result)
   return result
+
+
+def result_key(config: Config, folders, rows_store) -> str:
+  """Of everything that an evaluation of SAEs in `folders` depends on."""
+  return artifacts.fingerprint(
+    [
+      [artifacts.sha256_file(f / gemma_scope.ARRAYS) for f in folders],
+      rows_store.fingerprint,
+      config.train.site,
+      config.lm.to_dict(),
+      settings.text(config),
+      config.evaluate.to_dict(),
+      settings.model_files(config),
+      artifacts.code_version(),
+    ]
+  )
 
 
 def _release(workdir, site, saes, rows, before) -> None:

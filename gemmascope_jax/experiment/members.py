@@ -6,7 +6,12 @@ import pathlib
 from collections.abc import Sequence
 
 from gemmascope_jax import training
-from gemmascope_jax.experiment import activations, runs, settings
+from gemmascope_jax.experiment import (
+  activations,
+  runs,
+  settings,
+  stored_config,
+)
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.training import calibrate as calibrating
 
@@ -20,6 +25,7 @@ def train(config: Config) -> list[pathlib.Path]:
   every = runs.runs(config)
   for each in every.values():
     settings.check(each)
+  stored_config.write(config)
   found = []
   for number, (name, each) in enumerate(every.items(), 1):
     if name and config.progress:

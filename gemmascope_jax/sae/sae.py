@@ -18,6 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.sae import largest
 
@@ -161,6 +162,16 @@ class SAE:
   def __call__(self, x: jax.Array) -> jax.Array:
     """decode(encode(x), x): float32 [..., E]."""
     return self.decode(self.encode(x), x)
+
+
+def weights_hash(sae: SAE) -> str:
+  """Hex SHA-256 over an SAE's arrays: the same weights, the same hash."""
+  params = sae.params
+  arrays = [params.w_enc, params.b_enc, params.w_dec, params.b_dec]
+  arrays.append(params.threshold)
+  if params.w_skip is not None:
+    arrays.append(params.w_skip)
+  return artifacts.sha256_arrays(arrays)
 
 
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -95,9 +95,13 @@ class SiteRecord:
     """float64 [D]: mean over all counted tokens, less `shift`."""
     return self.first.sum(axis=0) / self.count.sum()
 
-  def variance(self) -> np.ndarray:
-    """[S]: each sequence's sum of ||x - mean||^2, the mean over all."""
-    mean = self.mean_shift()
+  def variance(self, about: np.ndarray | None = None) -> np.ndarray:
+    """[S]: each sequence's sum of ||x - mean||^2, the mean over all.
+
+    Args:
+      about: float64 [D], another point than the mean.
+    """
+    mean = self.mean_shift() if about is None else about - self.shift
     second = masked_sum(self.centred, self.keep)
     return second - 2 * self.first @ mean + self.count * np.square(mean).sum()
 

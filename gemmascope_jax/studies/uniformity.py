@@ -350,7 +350,7 @@ def _bound(value) -> float:
 
 
 def _group(trend) -> str:
-  return f"{trend['site']}, {trend['width']:,} latents"
+  return f"{trend['site']}, {trend['family']}, {trend['width']:,} latents"
 
 
 def _change(slope) -> str:

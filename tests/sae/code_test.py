@@ -78,19 +78,18 @@ def test_choose_finds_just_the_latents_above_the_bound(latents):
       values, where, needed = kernels.choose(
         linear, offset, bound, lines, slots
       )
+      values, where = jax.tree.map(np.asarray, (values, where))
       assert needed == 33 + np.maximum(-(-counts // slots) - 1, 0).sum()
       np.testing.assert_array_equal(where.rows[:33], np.arange(33))
-      assert (np.asarray(where.rows[needed:]) == 33).all()
+      assert (where.rows[int(needed) :] == 33).all()
       found = np.full((33, latents), np.nan, np.float32)
       for line in range(int(needed)):
-        count, row = int(where.counts[line]), int(where.rows[line])
-        index = np.asarray(where.indices[line, :count])
+        count, row = where.counts[line], where.rows[line]
+        index = where.indices[line, :count]
         assert (np.diff(index) > 0).all()
         found[row, index] = values[line, :count]
       np.testing.assert_array_equal(found, np.where(above, linear, np.nan))
-      assert (np.asarray(values) == kernels.NEVER).sum() == (
-        values.size - above.sum()
-      )
+      assert (values == kernels.NEVER).sum() == (values.size - above.sum())
     few = kernels.choose(linear, offset, bound, 33, 7)
     assert few.needed == 33 + np.maximum(-(-counts // 7) - 1, 0).sum()
     assert few.values.shape == (33, 7)

@@ -254,10 +254,12 @@ def test_sums_equal_a_direct_computation(lm, site, at):
     out = gemma.forward(
       lm.config, lm.params, tokens, edits={site: move}, mask=tokens != 0
     ).logits[:, t]
-    right = jnp.take_along_axis(out, tokens[:, t + 1, None], axis=1)[:, 0]
+    right = jnp.take_along_axis(
+      out, jnp.asarray(tokens)[:, t + 1, None], axis=1
+    )[:, 0]
     return (right - out.mean(axis=1)).sum()
 
-  slopes = jax.jit(jax.grad(logits), static_argnums=1)
+  slopes = jax.jit(jax.grad(logits))
   expected = {key: np.zeros(3) for key in attribution.SUMS}
   for t in range(13):
     slope = np.asarray(slopes(jnp.zeros_like(acts), t), np.float64)[:, t]

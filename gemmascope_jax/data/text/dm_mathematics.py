@@ -85,18 +85,24 @@ def generate(
     raise ValueError(
       f"rounds {rounds}, characters {characters}: expected at least 1 of each"
     )
-  return _generate(_problems(package.parent), seed, rounds, characters)
+  names = tuple(_problems(package.parent))
+  return (
+    _document(package.parent, name, seed, turn, characters)
+    for turn in range(rounds)
+    for name in names
+  )
 
 
-def _generate(problems, seed, rounds, characters) -> Iterator[str]:
-  for turn in range(rounds):
-    for name, problem in problems.items():
-      with _randomness(f"{seed} {turn} {name}"):
-        text = _document(problem, characters)
-      yield text
+# A third of a second each, and the studies of several runs read the same ones.
+@functools.lru_cache(maxsize=1024)
+def _document(
+  folder: pathlib.Path, name: str, seed: int, turn: int, characters: int
+) -> str:
+  with _randomness(f"{seed} {turn} {name}"):
+    return _problem_lines(_problems(folder)[name], characters)
 
 
-def _document(problem: Callable[[], Any], characters: int) -> str:
+def _problem_lines(problem: Callable[[], Any], characters: int) -> str:
   lines, size = [], 0
   while size < characters:
     try:
