@@ -40,7 +40,10 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=["gemmascope_jax*", "experiments*", "configs*", "launch*"]
   ),
-  package_data={"gemmascope_jax.sae": ["*.cc"]},
+  package_data={
+    "gemmascope_jax.releases": ["*.txt"],
+    "gemmascope_jax.sae": ["*.cc"],
+  },
   install_requires=[
     "absl-py",
     "datasets>=3",

@@ -41,8 +41,17 @@ def save(
   Raises:
     ValueError: an unknown format, or one that cannot hold such an SAE.
   """
-  if format not in FORMATS:
+  return _format(format).save(sae, path)
+
+
+def check(sae: SAE, format: str) -> None:
+  """Raises `ValueError` if a format cannot hold an SAE; writes nothing."""
+  _format(format).check(sae)
+
+
+def _format(name: str) -> formats.Format:
+  if name not in FORMATS:
     raise ValueError(
-      f"unknown release format {format!r}; known: {', '.join(FORMATS)}"
+      f"unknown release format {name!r}; known: {', '.join(FORMATS)}"
     )
-  return formats.FORMATS[format].save(sae, path)
+  return formats.FORMATS[name]

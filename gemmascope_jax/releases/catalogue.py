@@ -1,9 +1,9 @@
 """Which SAEs Gemma Scope 1 holds, and which of them to take.
 
 A repository has several SAEs for a layer and width, one for each average L0.
-The canonical one, which the field compares, is that whose L0 is nearest 100; of
-two equally near ones, the larger (that rule gives every canonical SAE that
-SAELens lists).
+The canonical one, which the field compares, is that whose L0 is nearest 100. The
+list marks them, as SAELens does: twice two are equally near, and once the larger
+L0 is canonical, once the smaller.
 
 The list is a file of this package, so nothing is fetched. It is complete but
 for the transcoders, of which it has one a layer, the one that Neuronpedia
@@ -50,13 +50,9 @@ def find(
   Raises:
     ValueError: a repository that is not in the catalogue.
   """
-  if repo not in _read():
-    raise ValueError(
-      f"{repo!r} is not in the catalogue; there are {', '.join(repos())}"
-    )
   return tuple(
     name
-    for name, _ in _read()[repo]
+    for name, _ in _entries(repo)
     if (layer is None or name.layers == (layer,))
     and (width is None or name.width == width)
   )
@@ -67,7 +63,7 @@ def nearest(candidates: Iterable[Name], l0: float = CANONICAL_L0) -> Name:
 
   Args:
     candidates: of one layer and width, with a measured L0 each.
-    l0: sought; 100 gives the canonical one.
+    l0: sought.
 
   Raises:
     ValueError: no candidates.
@@ -86,24 +82,24 @@ def resolve(name: Name) -> Name:
   """
   if name.l0 != names.CANONICAL:
     return name
-  there = [
-    other
-    for other in find(name.repo, width=name.width)
-    if other.layers == name.layers
-  ]
+  there = {
+    other: marked
+    for other, marked in _entries(name.repo)
+    if (other.layers, other.width) == (name.layers, name.width)
+  }
   if not there:
     raise ValueError(
       f"{name}: {name.repo} has no SAE of that layer and width; it has"
       f" {held(name.repo)}"
     )
-  return nearest(there)
+  return nearest([one for one in there if there[one]] or there)
 
 
 def is_canonical(name: Name) -> bool:
   """Whether it is the canonical one of its layer and width."""
-  return name.scope == 1 and name in (
-    resolve(dataclasses.replace(name, l0=names.CANONICAL)),
-  )
+  if name.repo not in repos() or name not in find(name.repo):
+    return False
+  return resolve(dataclasses.replace(name, l0=names.CANONICAL)) == name
 
 
 def held(repo: str) -> str:
@@ -125,6 +121,14 @@ def _spans(layers: set[int | None]) -> str:
   if numbers == list(range(numbers[0], numbers[-1] + 1)):
     return f"layers {numbers[0]}..{numbers[-1]}"
   return f"layers {', '.join(map(str, numbers))}"
+
+
+def _entries(repo: str) -> tuple[tuple[Name, bool], ...]:
+  if repo not in _read():
+    raise ValueError(
+      f"{repo!r} is not in the catalogue; there are {', '.join(repos())}"
+    )
+  return _read()[repo]
 
 
 @functools.cache

@@ -153,25 +153,8 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: what is no such transcoder; a folder of other ones.
   """
+  layer, about = check(sae)
   folder = pathlib.Path(folder)
-  config = sae.config
-  kind, _, layer = (config.site or "").partition(".")
-  to, _, layer_out = (config.target_site or "").partition(".")
-  reads = hooks.transformer_lens(config.site or "")
-  writes = hooks.transformer_lens(config.target_site or "")
-  if config.k is not None or layer != layer_out or not (reads and writes):
-    raise ValueError(
-      "circuit_tracer holds JumpReLU transcoders within one layer; this is"
-      f" one of {config.site} to {config.target_site or 'itself'} with"
-      f" k={config.k}: save it as 'gemma_scope'"
-    )
-  about = {
-    "model_kind": "transcoder_set",
-    "model_name": hooks.model_id(config.model),
-    "feature_input_hook": reads.removeprefix(f"blocks.{layer}."),
-    "feature_output_hook": writes.removeprefix(f"blocks.{layer}."),
-    "scan": config.model,
-  }
   there = _read_config(folder / CONFIG) if folder.exists() else {}
   if there and (other := artifacts.differences(there, about)):
     raise ValueError(
@@ -182,5 +165,31 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   tensors.write_sae(sae, file, _KEYS, turned=_TURNED)
   lines = [f"{key}: {json.dumps(value)}\n" for key, value in about.items()]
   artifacts.write_text(folder / CONFIG, "".join(lines))
-  identity.write(_card(file), [file], config)
+  identity.write(_card(file), [file], sae.config)
   return folder
+
+
+def check(sae: SAE) -> tuple[int, dict[str, Any]]:
+  """(its layer, what `config.yaml` says of a folder of such transcoders).
+
+  Raises:
+    ValueError: what is no JumpReLU or ReLU transcoder within one layer.
+  """
+  config = sae.config
+  layer = (config.site or "").partition(".")[2]
+  layer_out = (config.target_site or "").partition(".")[2]
+  reads = hooks.transformer_lens(config.site or "")
+  writes = hooks.transformer_lens(config.target_site or "")
+  if config.k is not None or layer != layer_out or not (reads and writes):
+    raise ValueError(
+      "circuit_tracer holds JumpReLU transcoders within one layer; this is"
+      f" one of {config.site} to {config.target_site or 'itself'} with"
+      f" k={config.k}: save it as 'gemma_scope'"
+    )
+  return int(layer), {
+    "model_kind": "transcoder_set",
+    "model_name": hooks.model_id(config.model),
+    "feature_input_hook": reads.removeprefix(f"blocks.{layer}."),
+    "feature_output_hook": writes.removeprefix(f"blocks.{layer}."),
+    "scan": config.model,
+  }

@@ -206,26 +206,13 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: a transcoder, a crosscoder, a skip, or a TopK with thresholds.
   """
-  folder = pathlib.Path(folder)
-  config, params = sae.config, sae.params
-  if config.target_site or config.parts or params.w_skip is not None:
-    raise ValueError(
-      "dictionary_learning holds SAEs that write what they read, without a"
-      f" skip; this one is of {config.site} to"
-      f" {config.target_site or config.site}: save it as 'gemma_scope'"
-    )
+  kind = check(sae)
+  folder, config = pathlib.Path(folder), sae.config
   (p,) = parts.checked(parts.of(sae, sae.width), config, folder / ARRAYS)
   if config.k is None:
-    kind = "JumpReluAutoEncoder"
     keys = _PLAIN | {"threshold": "threshold"}
     arrays = {key: p[field] for key, field in keys.items()}
-  elif p["threshold"].any():
-    raise ValueError(
-      "dictionary_learning's AutoEncoderTopK has no thresholds, and this SAE"
-      f" with k={config.k} has: save it as 'gemma_scope'"
-    )
   else:
-    kind = "AutoEncoderTopK"
     bias = folding.with_pre_bias(p["w_enc"], p["b_enc"], p["b_dec"])
     arrays = {
       "b_dec": p["b_dec"],
@@ -239,6 +226,29 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   artifacts.write_json(folder / CONFIG, _described(sae, kind))
   identity.write(folder / identity.CARD, [folder / ARRAYS], config)
   return folder
+
+
+def check(sae: SAE) -> str:
+  """dictionary_learning's class of an SAE.
+
+  Raises:
+    ValueError: as `save`.
+  """
+  config, params = sae.config, sae.params
+  if config.target_site or config.parts or params.w_skip is not None:
+    raise ValueError(
+      "dictionary_learning holds SAEs that write what they read, without a"
+      f" skip; this one is of {config.site} to"
+      f" {config.target_site or config.site}: save it as 'gemma_scope'"
+    )
+  if config.k is None:
+    return "JumpReluAutoEncoder"
+  if np.asarray(params.threshold).any():
+    raise ValueError(
+      "dictionary_learning's AutoEncoderTopK has no thresholds, and this SAE"
+      f" with k={config.k} has: save it as 'gemma_scope'"
+    )
+  return "AutoEncoderTopK"
 
 
 def _described(sae: SAE, kind: str) -> dict[str, Any]:

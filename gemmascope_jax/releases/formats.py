@@ -34,11 +34,13 @@ class Format(NamedTuple):
     files: what its arrays are in, for messages.
     load: (folder or file, member, mesh) -> SAE.
     save: (SAE, folder) -> the folder.
+    check: raises `ValueError` for an SAE that the format cannot hold.
   """
 
   files: str
   load: Callable[[pathlib.Path, int | str | None, Mesh | None], SAE]
   save: Callable[[SAE, str | os.PathLike], pathlib.Path]
+  check: Callable[[SAE], object]
 
 
 FORMATS: dict[str, Format] = {
@@ -46,30 +48,36 @@ FORMATS: dict[str, Format] = {
     gemma_scope.ARRAYS,
     lambda path, member, mesh: gemma_scope.load(path, mesh),
     gemma_scope.save,
+    lambda sae: None,
   ),
   "gemma_scope_2": Format(
     gemma_scope_2.ARRAYS,
     lambda path, member, mesh: _gemma_scope_2(path, member, mesh),
     gemma_scope_2.save,
+    gemma_scope_2.check,
   ),
   "saelens": Format(
     f"{saelens.CONFIG} and {saelens.ARRAYS}",
     lambda path, member, mesh: saelens.load(path, mesh),
     saelens.save,
+    saelens.check,
   ),
   "dictionary_learning": Format(
     dictionary_learning.ARRAYS,
     lambda path, member, mesh: dictionary_learning.load(path, mesh),
     dictionary_learning.save,
+    dictionary_learning.check,
   ),
   "circuit_tracer": Format(
     circuit_tracer.ARRAYS.format("L"),
     lambda path, member, mesh: circuit_tracer.load(path, member, mesh),
     circuit_tracer.save,
+    circuit_tracer.check,
   ),
 }
 
 _SUFFIXES = (".npz", ".safetensors", ".pt")
+_DEEPEST = 4  # folders of a release below its root
 _NOT_ARRAYS = ("examples.safetensors", "sparsity.safetensors")
 
 
@@ -92,6 +100,21 @@ def recognise(path: str | os.PathLike) -> str | None:
   first = (gemma_scope.ARRAYS, saelens.ARRAYS, dictionary_learning.ARRAYS)
   files.sort(key=lambda file: file.name not in first)
   return _of_file(files[0]) if files else None
+
+
+def below(path: str | os.PathLike, most: int = 3) -> list[str]:
+  """Some folders below a folder that seem to hold SAEs, for messages."""
+  path, found = pathlib.Path(path), []
+  for folder, subfolders, files in os.walk(path):
+    subfolders.sort()
+    depth = len(pathlib.Path(folder).relative_to(path).parts)
+    if depth >= _DEEPEST:
+      subfolders.clear()
+    if any(name.endswith(_SUFFIXES) for name in files):
+      found.append(folder)
+    if len(found) == most:
+      break
+  return found
 
 
 def _of_file(file: pathlib.Path) -> str:

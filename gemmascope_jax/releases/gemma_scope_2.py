@@ -295,20 +295,28 @@ def save(
     ValueError: TopK; an unnamed site; a transcoder of the gain-free MLP input;
       a crosscoder whose latents read several layers, or write earlier ones.
   """
+  check(sae)
   folder = pathlib.Path(folder)
-  config = sae.config
-  if config.k is not None:
-    raise ValueError(
-      "gemma_scope_2 holds JumpReLU alone, and this SAE keeps the"
-      f" {config.k} largest latents of a row: save it as 'saelens'"
-    )
-  if config.parts:
+  if sae.config.parts:
     files = _save_crosscoder(sae, folder)
   else:
     files = [_save_one(sae, folder)]
   artifacts.write_json(folder / CONFIG, _described(sae, l0))
-  identity.write(folder / identity.CARD, files, config)
+  identity.write(folder / identity.CARD, files, sae.config)
   return folder
+
+
+def check(sae: SAE) -> None:
+  """Raises `ValueError` for what the format cannot hold, as far as shows.
+
+  Which latents of a crosscoder read what, only `save` looks at.
+  """
+  if sae.config.k is not None:
+    raise ValueError(
+      "gemma_scope_2 holds JumpReLU alone, and this SAE keeps the"
+      f" {sae.config.k} largest latents of a row: save it as 'saelens'"
+    )
+  _described(sae, None)
 
 
 def _described(sae: SAE, l0: int | None) -> dict[str, Any]:
@@ -357,7 +365,6 @@ def _hook(site: str | None) -> str:
 
 
 def _save_one(sae: SAE, folder: pathlib.Path) -> pathlib.Path:
-  _described(sae, None)  # refuses before anything is written
   file = folder / ARRAYS
   tensors.write_sae(
     sae, file, {field: field for field in _FIELDS} | {"w_skip": _SKIP}
@@ -367,7 +374,6 @@ def _save_one(sae: SAE, folder: pathlib.Path) -> pathlib.Path:
 
 def _save_crosscoder(sae: SAE, folder: pathlib.Path) -> list[pathlib.Path]:
   """A file a layer."""
-  _described(sae, None)
   config, count = sae.config, len(sae.config.parts)
   columns = list(config.columns.values())
   widths = {width for _, width in config.parts}

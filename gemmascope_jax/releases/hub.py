@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.releases import catalogue, formats, names
+from gemmascope_jax.releases import catalogue, choice, formats, names
 from gemmascope_jax.sae.sae import SAE
 
 PREFIX = "hf://"
@@ -31,9 +31,6 @@ _ADDRESS = re.compile(
   r"(/(?P<folder>.+?))?/?"
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
-_NEAREST = re.compile(r"(?P<place>.+)/nearest_l0_(?P<l0>\d+(\.\d+)?)")
-_CANONICAL = re.compile(r"(?P<place>.+)/canonical")
-_L0 = re.compile(r"average_l0_(\d+)")
 # What an SAE's folder may hold that is read.
 _FILES = (
   *("*.npz", "*.safetensors", "*.pt"),
@@ -192,28 +189,23 @@ def _fetch(at: Address, member, offline: str | None) -> pathlib.Path:
 
 def _chosen(at: Address, offline: str | None) -> str:
   """The folder, once `canonical` or `nearest_l0_N` is chosen."""
-  nearest = _NEAREST.fullmatch(at.folder)
-  canonical = _CANONICAL.fullmatch(at.folder)
-  if nearest is None and canonical is None:
+  asked = choice.parse(at.folder)
+  if asked is None:
     return at.folder
-  place = (nearest or canonical)["place"]
-  l0 = float(nearest["l0"]) if nearest else catalogue.CANONICAL_L0
-  there = _l0s(at, place, offline)
-  if not there:
+  found = choice.choose(
+    asked, _folders(at, asked.place, offline), f"{at.repo}/"
+  )
+  if found is None:
+    known = at.repo in catalogue.repos()
     raise ReleaseNotFoundError(
-      f"{at}: {at.repo} has no {place}/average_l0_N"
-      + (
-        f"; it has {catalogue.held(at.repo)}"
-        if at.repo in catalogue.repos()
-        else ""
-      )
+      f"{at}: {at.repo} has no {asked.place}/average_l0_N"
+      + (f"; it has {catalogue.held(at.repo)}" if known else "")
     )
-  best = min(there, key=lambda each: (abs(each - l0), -each))
-  return f"{place}/average_l0_{best}"
+  return found
 
 
-def _l0s(at: Address, place: str, offline: str | None) -> list[int]:
-  """The average L0s below a folder, as the Hub lists them; offline: we."""
+def _folders(at: Address, place: str, offline: str | None) -> list[str]:
+  """Names of what is in a folder: as the Hub lists it; offline, our list."""
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -223,9 +215,8 @@ def _l0s(at: Address, place: str, offline: str | None) -> list[int]:
         f"{at}: which SAEs are there only the Hub can say, and it cannot be"
         f" reached ({offline}): name the folder"
       )
-    prefix = f"{at.repo}/{place}/"
-    listed = [str(name) for name in catalogue.find(at.repo)]
-    found = [name for name in listed if name.startswith(prefix)]
+    listed = [name.folder for name in catalogue.find(at.repo)]
+    found = [name for name in listed if name.startswith(f"{place}/")]
   else:
     with _explained(at):
       try:
@@ -235,8 +226,7 @@ def _l0s(at: Address, place: str, offline: str | None) -> list[int]:
         found = [entry.path for entry in entries]
       except errors.EntryNotFoundError:
         found = []
-  last = [_L0.fullmatch(name.split("/")[-1]) for name in found]
-  return [int(match[1]) for match in last if match]
+  return [name.split("/")[-1] for name in found]
 
 
 @contextlib.contextmanager

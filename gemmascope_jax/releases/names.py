@@ -272,7 +272,7 @@ def neuronpedia(name: Name, latent: int | None = None) -> str | None:
   """Neuronpedia's id of an SAE, or of one of its latents.
 
   Not every SAE is there. Of Gemma Scope 1 the canonical ones are (with `l0`
-  "canonical" here: see `catalogue.name`), and some others, as
+  "canonical" here: `catalogue.is_canonical` tells), and some others, as
   "...__l0-N". Of Gemma Scope 2, `resid_post` at medium L0 and `transcoder_all`
   at small L0 with an affine skip.
 

@@ -220,7 +220,29 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: a crosscoder; a TopK that is a transcoder or has thresholds.
   """
+  architecture = check(sae)
   folder = pathlib.Path(folder)
+  keys = {
+    "w_enc": "W_enc",
+    "b_enc": "b_enc",
+    "w_dec": "W_dec",
+    "b_dec": "b_dec",
+    "w_skip": "W_skip",
+  }
+  if architecture != "topk":
+    keys["threshold"] = "threshold"
+  tensors.write_sae(sae, folder / ARRAYS, keys, turned=("w_skip",))
+  artifacts.write_json(folder / CONFIG, _described(sae, architecture))
+  identity.write(folder / identity.CARD, [folder / ARRAYS], sae.config)
+  return folder
+
+
+def check(sae: SAE) -> str:
+  """SAELens's architecture of an SAE.
+
+  Raises:
+    ValueError: as `save`.
+  """
   config, params = sae.config, sae.params
   if config.parts:
     raise ValueError(
@@ -239,19 +261,7 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
         f" SAE, with k={config.k}, has one of them: save it as 'gemma_scope'"
       )
     architecture = "topk"
-  keys = {
-    "w_enc": "W_enc",
-    "b_enc": "b_enc",
-    "w_dec": "W_dec",
-    "b_dec": "b_dec",
-    "w_skip": "W_skip",
-  }
-  if architecture != "topk":
-    keys["threshold"] = "threshold"
-  tensors.write_sae(sae, folder / ARRAYS, keys, turned=("w_skip",))
-  artifacts.write_json(folder / CONFIG, _described(sae, architecture))
-  identity.write(folder / identity.CARD, [folder / ARRAYS], config)
-  return folder
+  return architecture
 
 
 def _described(sae: SAE, architecture: str) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def load(
   Args:
     path: a file or folder of a release; a run's folder (the work directory or
       its `train` folder) once training has finished; or an address on the Hub,
-      such as "google/gemma-scope-2b-pt-res/layer_20/width_16k/canonical" (see
-      `releases.hub`), if there is no such path here.
+      such as "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
+      (see `releases.hub`), if there is no such path here. After
+      `layer_L/width_W/`, here or there, `canonical` and `nearest_l0_N` choose.
     member: for a run of several SAEs, which: its position in the sweep or its
       folder's name; for a folder of several layers, the layer.
     mesh: devices to load it onto, latents over the "model" axis, each process
@@ -43,14 +44,21 @@ def load(
   """
   from gemmascope_jax.releases import formats, gemma_scope, hub
 
-  if not os.path.exists(path) and (address := hub.parse(os.fspath(path))):
+  text = os.fspath(path)
+  path = _chosen(pathlib.Path(text))
+  if not path.exists() and (address := hub.parse(text)):
     return hub.load(address, member, mesh)
-  path = pathlib.Path(path)
   for root in (path / FINISHED, path / "train" / FINISHED):
     if root.is_dir():
       return gemma_scope.load(_member(root, member), mesh)
   found = formats.load(path, member, mesh)
   if found is None:
+    below = formats.below(path)
+    if below:
+      raise FileNotFoundError(
+        f"no SAE in {path} itself, but below it, such as"
+        f" {', '.join(map(repr, below))}: name one"
+      )
     files = ", ".join(each.files for each in formats.FORMATS.values())
     raise FileNotFoundError(
       f"no SAE at {path}: expected a file or folder of a release ({files}), the"
@@ -58,6 +66,21 @@ def load(
       " address on the Hub (hf://OWNER/REPOSITORY/FOLDER)"
     )
   return found
+
+
+def _chosen(path: pathlib.Path) -> pathlib.Path:
+  """Of a path that ends in `canonical` or `nearest_l0_N`, which it means."""
+  from gemmascope_jax.releases import choice
+
+  asked = None if path.exists() else choice.parse(path.absolute().as_posix())
+  if asked is None or not os.path.isdir(asked.place):
+    return path
+  found = choice.choose(asked, os.listdir(asked.place))
+  if found is None:
+    raise FileNotFoundError(
+      f"{path}: there is no average_l0_N in {asked.place} to choose from"
+    )
+  return pathlib.Path(found)
 
 
 def _member(root: pathlib.Path, member: int | str | None) -> pathlib.Path:
