@@ -119,8 +119,10 @@ def below(path: str | os.PathLike, most: int = 3) -> list[str]:
 
 def _of_file(file: pathlib.Path) -> str:
   with open(file, "rb") as opened:
-    start = opened.read(2)
-  if start == b"PK":
+    start = opened.read(9)
+  if _is_safetensors(start, file.stat().st_size):
+    return _of_safetensors(file)
+  if start[:2] == b"PK":
     names = archives.check(file)
     if any(name.endswith("/data.pkl") for name in names):
       return "dictionary_learning"
@@ -129,6 +131,18 @@ def _of_file(file: pathlib.Path) -> str:
     return "gemma_scope"  # which says what is wrong with it
   if file.suffix == ".pt" or start[:1] == b"\x80":
     return "dictionary_learning"
+  return _of_safetensors(file)
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+  """Whether a file starts with a header's length and a JSON object.
+
+  Such a length may be the bytes with which a zip archive or a pickle starts.
+  """
+  return int.from_bytes(start[:8], "little") < size and start[8:] == b"{"
+
+
+def _of_safetensors(file: pathlib.Path) -> str:
   keys = tensors.keys(file)
   if gemma_scope_2.is_one(keys):
     return "gemma_scope_2"

@@ -132,15 +132,16 @@ def _config(cfg: dict[str, Any]) -> SAEConfig:
     hooks.site_of_hugging_face(about.get(hugging_face))
     or hooks.site_of_transformer_lens(about.get(transformer_lens))
   )
-  target = None
+  site, target = first("hf_hook_name", "hook_name"), None
   if "transcoder" in cfg["architecture"]:
     target = first("hf_hook_name_out", "hook_name_out")
+    site = site if target else None  # or it would seem to write its site
   return identity.foreign(
     "saelens",
     cfg,
     family=_FAMILIES[cfg["architecture"]],
     k=int(cfg["k"]) if cfg["architecture"] == "topk" else None,
-    site=first("hf_hook_name", "hook_name"),
+    site=site,
     target_site=target,
     model=hooks.model_label(about.get("model_name")),
   )

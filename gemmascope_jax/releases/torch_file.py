@@ -196,7 +196,11 @@ def _follow(pickled: bytes, path) -> dict[str, _Tensor]:
     return values
 
   try:
-    for opcode, value, _ in pickletools.genops(pickled):
+    instructions = list(pickletools.genops(pickled))
+  except ValueError as error:
+    raise refuse(f"a pickle that is damaged ({error})") from error
+  try:
+    for opcode, value, _ in instructions:
       name = opcode.name
       if name in ("PROTO", "FRAME"):
         continue

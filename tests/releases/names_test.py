@@ -122,11 +122,11 @@ def test_what_is_no_name_is_said(text, says):
     names.parse(text)
 
 
-def test_the_canonical_rule_gives_every_sae_that_is_marked():
-  """The marks are SAELens's; the rule, nearest 100 and then larger, ours."""
+def test_what_is_marked_is_canonical():
+  """And without a mark, nearest 100; of the marked ones, no other is nearer."""
   text = importlib.resources.files("gemmascope_jax.releases")
   text = text.joinpath("gemma_scope_1.txt").read_text()
-  marked = 0
+  marked = ties = 0
   for repo, line in _lines(text):
     layer, _, rest = line.partition(": ")
     for width, l0s in re.findall(r"(\d+[km])\[([\d* ]+)\]", rest):
@@ -139,7 +139,12 @@ def test_the_canonical_rule_gives_every_sae_that_is_marked():
         if "*" in l0s:
           assert catalogue.is_canonical(name) == l0.endswith("*"), name
           marked += l0.endswith("*")
-  assert marked == 429 - 26 + 1 or marked > 380
+        if l0.endswith("*"):
+          others = catalogue.find(repo, *name.layers, width)
+          nearest = catalogue.nearest(others).l0
+          assert abs(nearest - 100) == abs(name.l0 - 100)
+          ties += nearest != name.l0
+  assert (marked, ties) == (429, 1)
 
 
 def _lines(text):

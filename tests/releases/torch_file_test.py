@@ -123,7 +123,7 @@ def test_other_contents_are_named(tmp_path, value, says):
     (b"(\x8a\x01\x06\x8a", b"(\x8a\x01\x07\x8a", "reaches beyond the 18 num"),
     (b"\x8a\x01\x12", b"\x8a\x01\x13", "holds 72 bytes, expected 19 numbers"),
     (b"u.", b"u", "damaged"),
-    (b"FloatStorage", b"EvilStorage\n", "storage of 'torch EvilStorage'"),
+    (b"FloatStorage", b"EvilyStorage", "storage of 'torch EvilyStorage'"),
   ],
 )
 def test_lies_are_found(tmp_path, old, new, says):
