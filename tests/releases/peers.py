@@ -182,14 +182,14 @@ def _save_circuit_tracer(root):
 def _load_circuit_tracer(path):
   """A folder with transcoders of layers 0, 1, ...: all of them, in order."""
   import yaml
-  from circuit_tracer.utils import hf_utils
+  from circuit_tracer.transcoder import single_layer_transcoder as ct
 
   about = yaml.safe_load((path / "config.yaml").read_text())
+  assert about.pop("model_kind") == "transcoder_set"
+  del about["model_name"]
   count = len(list(path.glob("layer_*.safetensors")))
   files = [str(path / f"layer_{layer}.safetensors") for layer in range(count)]
-  return hf_utils.load_transcoders(
-    about | {"transcoders": files}, lazy_decoder=False
-  )
+  return ct.load_transcoder_set(dict(enumerate(files)), **about)
 
 
 def _load_circuit_tracer_npz(path):

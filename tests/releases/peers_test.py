@@ -248,9 +248,16 @@ def test_they_load_what_is_written(tmp_path, many):
     *((format, f"{format}_{kind}", "") for format, kind in own),
   ]
   x, expected = many
-  np.save(tmp_path / "many.npy", x)
-  np.save(tmp_path / "x.npy", x[:64])
-  np.save(tmp_path / "heads.npy", x[:64].reshape(64, 2, _D // 2))
+  # Of equal latents our TopK keeps all, theirs some: no exact numbers for it.
+  random = np.random.default_rng(2).normal(size=(64, _D)).astype(np.float32)
+  given = {
+    "many": x,
+    "few": x[:64],
+    "heads": x[:64].reshape(64, 2, _D // 2),
+    "topk": random,
+  }
+  for name, value in given.items():
+    np.save(tmp_path / f"{name}.npy", value)
   saes, requests = {}, []
   for name, (format, kind) in written.items():
     saes[name] = _make(kind)
@@ -259,9 +266,10 @@ def test_they_load_what_is_written(tmp_path, many):
     if library.partition("_npz")[0].removesuffix("_2") not in libraries:
       continue
     one = {"library": library, "path": name + file}
-    given = "heads.npy" if "attention" in name else "x.npy"
-    requests.append(one | {"x": given, "out": f"{name}.npz".replace("/", "-")})
-    if written[name][1] in ("sae", "gained transcoder", "transcoder"):
+    kind = written[name][1]
+    few = {"attention": "heads.npy", "topk": "topk.npy"}.get(kind, "few.npy")
+    requests.append(one | {"x": few, "out": f"{name}.npz".replace("/", "-")})
+    if kind in ("sae", "gained transcoder", "transcoder"):
       out = f"{library}-{name}.npy".replace("/", "-")
       requests.append(one | {"x": "many.npy", "out": out, "supports": True})
   layers = [_sae("relu", "res.0"), _sae("transcoder", "res.1", 1)]
@@ -269,7 +277,7 @@ def test_they_load_what_is_written(tmp_path, many):
     for layer in layers:
       releases.save(layer, tmp_path / "layers", "circuit_tracer")
     requests.append(
-      {"library": "circuit_tracer", "path": "layers", "x": "x.npy"}
+      {"library": "circuit_tracer", "path": "layers", "x": "few.npy"}
       | {"out": "layers.npz"}
     )
   (tmp_path / "requests.json").write_text(json.dumps(requests))
@@ -286,9 +294,10 @@ def test_they_load_what_is_written(tmp_path, many):
     if one["path"] == "layers":
       for index, layer in enumerate(layers):
         part = {key: value[index] for key, value in outputs.items()}
-        _agree(layer, part | {"x": x[:64]})
+        _agree(layer, part | {"x": given["few"]})
       continue
     outputs["y"] = outputs["y"].reshape(64, _D)
     name = one["path"].removesuffix("/params.npz")
     name = name.removesuffix("/params.safetensors")
-    _agree(saes[name], outputs | {"x": x[:64]})
+    x = given["topk" if one["x"] == "topk.npy" else "few"]
+    _agree(saes[name], outputs | {"x": x})
