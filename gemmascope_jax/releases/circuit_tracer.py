@@ -46,12 +46,18 @@ def is_one(keys: Sequence[str]) -> bool:
   return needed <= set(keys) and not set(keys) - set(_KEYS.values())
 
 
+def layer_of(name: str) -> int | None:
+  """The layer of a file of this name; None: it is not of a layer."""
+  found = _LAYER.fullmatch(name)
+  return None if found is None else int(found[1])
+
+
 def layer_files(folder: str | os.PathLike) -> dict[int, pathlib.Path]:
   """The folder's files by layer."""
   return {
-    int(match[1]): path
+    layer: path
     for path in sorted(pathlib.Path(folder).iterdir())
-    if (match := _LAYER.fullmatch(path.name))
+    if (layer := layer_of(path.name)) is not None
   }
 
 
@@ -110,11 +116,11 @@ def _card(file: pathlib.Path) -> pathlib.Path:
 
 def _config(file: pathlib.Path, family: str) -> SAEConfig:
   about = _read_config(file.with_name(CONFIG))
-  layer = _LAYER.fullmatch(file.name)
+  layer = layer_of(file.name)
   if layer is None or not about:
     return identity.foreign("circuit_tracer", about, family=family)
   site = lambda key: hooks.site_of_transformer_lens(
-    f"blocks.{layer[1]}.{about.get(key)}"
+    f"blocks.{layer}.{about.get(key)}"
   )
   return identity.foreign(
     "circuit_tracer",

@@ -240,7 +240,9 @@ def _joined(
 
 def _config_from_path(file: pathlib.Path) -> SAEConfig:
   """What the names of Google's repositories and folders tell."""
-  name = names.in_path(file.resolve().as_posix())
+  # Not the file's own links: the Hub's cache keeps files elsewhere.
+  folder = file.parent.resolve()
+  name = names.in_path((folder / file.name).as_posix())
   if name is None or name.scope != 1:
     return SAEConfig()
   return identity.foreign(

@@ -22,7 +22,13 @@ from collections.abc import Iterator
 from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts
-from gemmascope_jax.releases import catalogue, choice, formats, names
+from gemmascope_jax.releases import (
+  catalogue,
+  choice,
+  circuit_tracer,
+  formats,
+  names,
+)
 from gemmascope_jax.sae.sae import SAE
 
 PREFIX = "hf://"
@@ -104,25 +110,54 @@ def load(
       the cache does not have it.
     ValueError: what is there is no SAE that we can represent.
   """
+  if found := _pinned(address, member, mesh):
+    return found
   offline, commit = _resolve(address)
   at = dataclasses.replace(address, revision=commit or address.revision)
-  at = dataclasses.replace(at, folder=_chosen(at, offline))
-  root = _fetch(at, member, offline)
-  sae = formats.load(root / at.folder, member, mesh)
-  if sae is None:
-    raise ReleaseNotFoundError(
-      f"{at}: there is no SAE in this folder"
-      + (
-        f" of the cache, and the Hub did not answer ({offline})"
-        if offline
-        else ""
+  folder = _chosen(at, offline)
+  at = dataclasses.replace(at, folder=folder)
+  if offline is None:
+    # By the name that was asked for, which the cache then knows as this commit.
+    asked = dataclasses.replace(address, folder=folder)
+    root = _fetch(asked, _ignored(at, member))
+  else:
+    root = _cached(at)
+    if root is None or not (root / folder).is_dir():
+      raise ReleaseNotFoundError(
+        f"{at} is not in the Hub's cache, and the Hub did not give it"
+        f" ({offline}): connect, or download the folder by other means and load"
+        " it by its path"
       )
-      + f"; see https://huggingface.co/{at.repo}/tree/main"
+  sae = formats.load(root / folder, member, mesh)
+  if sae is None:
+    where = f" of the cache, and the Hub did not answer ({offline})"
+    raise ReleaseNotFoundError(
+      f"{at}: there is no SAE in this folder{where if offline else ''}; see"
+      f" https://huggingface.co/{at.repo}/tree/main"
     )
+  return _named(sae, at, root)
+
+
+def _named(sae: SAE, at: Address, root: pathlib.Path) -> SAE:
+  """With the commit that it is of, whose name the cache's folder has."""
   where = {"repo": at.repo, "revision": root.name, "folder": at.folder}
   provenance = artifacts.canonical_json(sae.config.details() | {"hub": where})
   config = dataclasses.replace(sae.config, provenance=provenance)
   return sae.replace(config=config)
+
+
+def _pinned(address: Address, member, mesh) -> SAE | None:
+  """Of a commit that is in the cache, without asking the Hub; None: it isn't."""
+  if not _COMMIT.fullmatch(address.revision or ""):
+    return None
+  root = _cached(address)
+  if root is None or not (root / address.folder).is_dir():
+    return None
+  try:
+    sae = formats.load(root / address.folder, member, mesh)
+  except (FileNotFoundError, ValueError):
+    return None  # maybe fetching it was cut short
+  return None if sae is None else _named(sae, address, root)
 
 
 def _resolve(address: Address) -> tuple[str | None, str | None]:
@@ -130,10 +165,6 @@ def _resolve(address: Address) -> tuple[str | None, str | None]:
   import huggingface_hub
   from huggingface_hub import errors
 
-  if _COMMIT.fullmatch(address.revision or ""):
-    cached = _cached(address)
-    if cached is not None and (cached / address.folder).is_dir():
-      return "not asked, as the commit is in the cache", address.revision
   with _explained(address):
     try:
       info = huggingface_hub.model_info(
@@ -156,35 +187,38 @@ def _cached(address: Address) -> pathlib.Path | None:
     found = huggingface_hub.snapshot_download(
       address.repo, revision=address.revision, local_files_only=True
     )
-  except (errors.LocalEntryNotFoundError, FileNotFoundError):
-    return None
-  return pathlib.Path(found)
+  except errors.LocalEntryNotFoundError as error:
+    # Newer clients say so if it is not all there, which it need not be.
+    found = getattr(error, "snapshot_path", None)
+  return None if found is None else pathlib.Path(found)
 
 
-def _fetch(at: Address, member, offline: str | None) -> pathlib.Path:
+def _fetch(at: Address, ignored: list[str]) -> pathlib.Path:
   """The folder of a commit in the cache, with the SAE's files in it."""
   import huggingface_hub
 
-  if offline is not None:
-    cached = _cached(at)
-    if cached is None or not (cached / at.folder).is_dir():
-      raise ReleaseNotFoundError(
-        f"{at} is not in the Hub's cache, and the Hub did not give it"
-        f" ({offline}): connect, or download the folder by other means and load"
-        " it by its path"
-      )
-    return cached
   below = f"{at.folder}/" if at.folder else ""
-  patterns = [f"{below}{pattern}" for pattern in _FILES]
   with _explained(at):
     root = huggingface_hub.snapshot_download(
       at.repo,
       revision=at.revision,
-      allow_patterns=patterns,
+      allow_patterns=[f"{below}{pattern}" for pattern in _FILES],
       # A pattern's * reaches into folders below.
-      ignore_patterns=[f"{below}{_UNREAD}", f"{below}*/*"],
+      ignore_patterns=[f"{below}{_UNREAD}", f"{below}*/*", *ignored],
     )
   return pathlib.Path(root)
+
+
+def _ignored(at: Address, member: int | str | None) -> list[str]:
+  """Files of other layers, where one is asked for and each has its own."""
+  if member is None:
+    return []
+  below = f"{at.folder}/" if at.folder else ""
+  return [
+    f"{below}{name}"
+    for name in _names(at, at.folder, None)
+    if circuit_tracer.layer_of(name) not in (None, member)
+  ]
 
 
 def _chosen(at: Address, offline: str | None) -> str:
@@ -192,9 +226,7 @@ def _chosen(at: Address, offline: str | None) -> str:
   asked = choice.parse(at.folder)
   if asked is None:
     return at.folder
-  found = choice.choose(
-    asked, _folders(at, asked.place, offline), f"{at.repo}/"
-  )
+  found = choice.choose(asked, _names(at, asked.place, offline), f"{at.repo}/")
   if found is None:
     known = at.repo in catalogue.repos()
     raise ReleaseNotFoundError(
@@ -204,7 +236,7 @@ def _chosen(at: Address, offline: str | None) -> str:
   return found
 
 
-def _folders(at: Address, place: str, offline: str | None) -> list[str]:
+def _names(at: Address, place: str, offline: str | None) -> list[str]:
   """Names of what is in a folder: as the Hub lists it; offline, our list."""
   import huggingface_hub
   from huggingface_hub import errors
@@ -221,7 +253,7 @@ def _folders(at: Address, place: str, offline: str | None) -> list[str]:
     with _explained(at):
       try:
         entries = huggingface_hub.HfApi().list_repo_tree(
-          at.repo, place, revision=at.revision
+          at.repo, place or None, revision=at.revision
         )
         found = [entry.path for entry in entries]
       except errors.EntryNotFoundError:
