@@ -87,19 +87,21 @@ def recognise(path: str | os.PathLike) -> str | None:
   Raises:
     ValueError: a file that ends as one with arrays, but is none that we know.
   """
-  path = pathlib.Path(path)
-  if path.is_file():
-    return _of_file(path)
+  file = _arrays_of(pathlib.Path(path))
+  return None if file is None else _of_file(file)
+
+
+def _arrays_of(path: pathlib.Path) -> pathlib.Path | None:
+  """The file that holds the arrays, or the first of several."""
   if not path.is_dir():
-    return None
+    return path if path.is_file() else None
   files = [
     file
     for file in sorted(path.iterdir())
     if file.suffix in _SUFFIXES and file.name not in _NOT_ARRAYS
   ]
   first = (gemma_scope.ARRAYS, saelens.ARRAYS, dictionary_learning.ARRAYS)
-  files.sort(key=lambda file: file.name not in first)
-  return _of_file(files[0]) if files else None
+  return min(files, key=lambda file: file.name not in first, default=None)
 
 
 def below(path: str | os.PathLike, most: int = 3) -> list[str]:
@@ -171,15 +173,26 @@ def load(
   Raises:
     ValueError: as the format's `load`.
   """
-  found = recognise(path)
-  if found is None:
+  path = pathlib.Path(path)
+  file = _arrays_of(path)
+  if file is None:
     return None
-  return FORMATS[found].load(pathlib.Path(path), member, mesh)
+  found = _of_file(file)
+  if not (found in _SEVERAL and _SEVERAL[found](file.parent)):
+    path = file  # whatever it is called
+  return FORMATS[found].load(path, member, mesh)
 
 
 def _gemma_scope_2(path, member, mesh) -> SAE:
   from gemmascope_jax.releases import clt
 
-  if member is not None and path.is_dir() and gemma_scope_2.layer_files(path):
+  if member is not None and path.is_dir():
     return clt.open(path).layer(int(member))
   return gemma_scope_2.load(path, mesh)
+
+
+# Formats with folders of several files, and which files.
+_SEVERAL = {
+  "gemma_scope_2": gemma_scope_2.layer_files,
+  "circuit_tracer": circuit_tracer.layer_files,
+}
