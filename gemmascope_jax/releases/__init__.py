@@ -49,6 +49,15 @@ def check(sae: SAE, format: str) -> None:
   _format(format).check(sae)
 
 
+def as_read(sae: SAE, format: str) -> SAE:
+  """The SAE that loading gives for what `save` writes of one.
+
+  It is the same but for a TopK in dictionary_learning's format, whose b_enc is
+  rounded once more.
+  """
+  return _format(format).as_read(sae)
+
+
 def _format(name: str) -> formats.Format:
   if name not in FORMATS:
     raise ValueError(

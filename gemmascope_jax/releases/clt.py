@@ -92,7 +92,8 @@ class CLT:
         f" {missing} are not given"
       )
     own = self.layers[target]
-    out = jnp.asarray(self._values(target, "b_dec", own["b_dec"]))
+    b_dec = self._values(target, "b_dec", own["b_dec"])
+    out = b_dec.reshape((1,) * (jnp.ndim(latents[target]) - 1) + (-1,))
     for k in range(target + 1):
       w_dec = self._values(k, "w_dec", self._written(k, target))
       out = out + jnp.matmul(latents[k], w_dec, precision="highest")

@@ -251,6 +251,20 @@ def check(sae: SAE) -> str:
   return "AutoEncoderTopK"
 
 
+def as_read(sae: SAE) -> SAE:
+  """What `load` gives for what `save` writes.
+
+  The encoder of `AutoEncoderTopK` reads x - b_dec, so that b_enc is rounded once
+  more, and from then on no more.
+  """
+  if sae.config.k is None:
+    return sae
+  p = sae.params
+  shift = np.asarray(p.b_dec, np.float64) @ np.asarray(p.w_enc, np.float64)
+  bias = folding.with_pre_bias(p.w_enc, p.b_enc, p.b_dec)
+  return sae.replace(params=p.replace(b_enc=(bias - shift).astype(np.float32)))
+
+
 def _described(sae: SAE, kind: str) -> dict[str, Any]:
   config = sae.config
   where, _, layer = (config.site or "").partition(".")

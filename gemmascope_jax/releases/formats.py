@@ -35,12 +35,15 @@ class Format(NamedTuple):
     load: (folder or file, member, mesh) -> SAE.
     save: (SAE, folder) -> the folder.
     check: raises `ValueError` for an SAE that the format cannot hold.
+    as_read: the SAE that `load` gives for what `save` wrote of one: the same,
+      unless the format holds other numbers, which are rounded.
   """
 
   files: str
   load: Callable[[pathlib.Path, int | str | None, Mesh | None], SAE]
   save: Callable[[SAE, str | os.PathLike], pathlib.Path]
   check: Callable[[SAE], object]
+  as_read: Callable[[SAE], SAE] = lambda sae: sae
 
 
 FORMATS: dict[str, Format] = {
@@ -67,6 +70,7 @@ FORMATS: dict[str, Format] = {
     lambda path, member, mesh: dictionary_learning.load(path, mesh),
     dictionary_learning.save,
     dictionary_learning.check,
+    dictionary_learning.as_read,
   ),
   "circuit_tracer": Format(
     circuit_tracer.ARRAYS.format("L"),
