@@ -14,7 +14,16 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("data", "gemma", "parallel", "releases", "report", "sae", "studies")
+_PARTS = (
+  "circuits",
+  "data",
+  "gemma",
+  "parallel",
+  "releases",
+  "report",
+  "sae",
+  "studies",
+)
 
 
 def __getattr__(name: str):

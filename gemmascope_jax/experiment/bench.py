@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +20,12 @@ from gemmascope_jax.data.text import texts
 from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.experiment import activations, members, runs, settings
 from gemmascope_jax.experiment.settings import Config
-from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import weights_hash
 from gemmascope_jax.studies import measure, side_by_side, site_means
 from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
 from gemmascope_jax.studies.replacements import Constant
 from gemmascope_jax.studies.subjects import Subject, by_site, subject
+from gemmascope_jax.studies.subjects import read as read_subject
 
 PARTS = "results/parts"
 
@@ -202,7 +201,7 @@ def make(config: Config, given: Sequence[str]) -> Bench:
   lm = settings.load_lm(config)
   rows, untrained = None, {}
   if given:
-    subjects = [_parse(each) for each in given]
+    subjects = [read_subject(each) for each in given]
     with contextlib.suppress(FileNotFoundError):
       rows = activations.open_rows(config)
     policy = settings.token_policy(config, lm.tokenizer)
@@ -261,21 +260,6 @@ def _trained(name: str, config: Config) -> tuple[list[Subject], sae.SAE]:
     for member in finished
   ]
   return subjects, sae.load(finished[0].initial)
-
-
-def _parse(given: str) -> Subject:
-  """An SAE from "PATH", "SITE=PATH" or "NAME:SITE=PATH"."""
-  label, found, path = given.rpartition("=")
-  if not found or not re.fullmatch(r"(?:[^:/]+:)?\w+\.\d+", label):
-    label, path = "", given
-  name, _, site = label.rpartition(":")
-  if site:
-    sites.parse(site)
-  where = pathlib.Path(path)
-  if not name:
-    folder = where.parent if where.suffix == ".npz" else where
-    name = "/".join(folder.parts[-3:])
-  return subject(sae.load(path), name, site or None)
 
 
 def held_out(config: Config, lm, trained_on: np.ndarray | None) -> np.ndarray:

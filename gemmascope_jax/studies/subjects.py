@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.gemma import sites
+from gemmascope_jax.sae.load import load
 from gemmascope_jax.sae.sae import SAE, SAEConfig
 from gemmascope_jax.studies import sparsity_fidelity
 from gemmascope_jax.studies.replacements import FromSAE
@@ -99,6 +103,30 @@ def subject(sae: SAE, name: str, site: str | None = None) -> Subject:
     raise ValueError(f"{name} was trained at {own}, not at {site}")
   reads = site or own
   return Subject(name, sae, reads, sae.config.target_site or reads)
+
+
+def read(given: str) -> Subject:
+  """Reads an SAE that a command names.
+
+  Args:
+    given: "PATH", "SITE=PATH" or "NAME:SITE=PATH"; without a name it is called
+      by its folders.
+
+  Raises:
+    ValueError: no site, or another than the SAE says; see `subject`.
+    FileNotFoundError: no SAE at the path.
+  """
+  label, found, path = given.rpartition("=")
+  if not found or not re.fullmatch(r"(?:[^:/]+:)?\w+\.\d+", label):
+    label, path = "", given
+  name, _, site = label.rpartition(":")
+  if site:
+    sites.parse(site)
+  where = pathlib.Path(path)
+  if not name:
+    folder = where.parent if where.suffix == ".npz" else where
+    name = "/".join(folder.parts[-3:])
+  return subject(load(path), name, site or None)
 
 
 def by_site(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
