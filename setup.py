@@ -44,6 +44,7 @@ setuptools.setup(
   package_data={
     "gemmascope_jax.sae": ["*.cc"],
     "gemmascope_jax.dashboards": ["assets/*"],
+    "gemmascope_jax.releases": ["*.txt"],
   },
   install_requires=[
     "absl-py",

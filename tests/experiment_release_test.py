@@ -23,7 +23,7 @@ from gemmascope_jax.experiment import (
 )
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.releases import card as cards
-from gemmascope_jax.releases import folder, gemma_scope
+from gemmascope_jax.releases import folder, formats, gemma_scope
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig, weights_hash
 from tests import experiment_test
 from tests.digests import digests
@@ -90,7 +90,7 @@ def run(model, text, tmp_path_factory):
       "plain": _sae(lm, "mlp_in.0", 0, target="mlp.0"),
       "skip": _sae(lm, "mlp_in.0", 3, target="mlp.0", skip=True),
     },
-    "loose": {"topk": _sae(lm, "res.1", 4, k=3)},
+    "loose": {"plain": _sae(lm, "res.1", 4)},
   }.items():
     train = workdir / name / "train"
     listed = []
@@ -137,7 +137,7 @@ def test_every_sae_lies_under_its_measured_l0_with_its_card(run, made):
     l0 = found["cards"][name]["evaluation"]["metrics"]["l0"]["mean"]
     plain = f"layer_0/width_0k/average_l0_{round(l0)}"
     assert name in (f"transcoders/{plain}", f"transcoders-2/{plain}")
-  assert found["left_out"] == ["loose/topk"]
+  assert found["left_out"] == ["loose/plain"]
   for name, card in found["cards"].items():
     assert cards.read(root / name / folder.CARD) == card
     sae = gs.sae.load(root / name)
@@ -247,11 +247,39 @@ def test_members_can_be_chosen(run, tmp_path):
     releasing.release(run, tmp_path / "r", wanted=["transcoder/*"])
   with pytest.raises(ValueError, match=r"--member=none: .* there are res/topk"):
     releasing.release(run, tmp_path / "q", wanted=["none"])
-  with pytest.raises(ValueError, match="SAEs of others: loose/topk"):
-    releasing.release(run, tmp_path / "q", wanted=["*topk*"])
+  with pytest.raises(ValueError, match="SAEs of others: loose/plain"):
+    releasing.release(run, tmp_path / "q", wanted=["res/*", "loose/*"])
   loose = releasing.release(run, tmp_path / "q", wanted=["loose/*"])
   (card,) = loose["cards"].values()
   assert card["evaluation"]["tokens"]["text"]["packed"] is False
+
+
+@pytest.mark.parametrize(
+  ("format", "wanted", "count", "refused"),
+  [
+    ("saelens", (), 4, None),
+    ("dictionary_learning", ["res/*"], 2, "transcoder/plain: .* save it as"),
+    ("circuit_tracer", ["transcoder/*"], 2, "res/topk k=3: .* transcoders"),
+    ("gemma_scope_2", ["loose/*"], 1, "res/topk k=3: .* JumpReLU alone"),
+  ],
+)
+def test_every_format_makes_a_release(
+  run, tmp_path, format, wanted, count, refused
+):
+  root = tmp_path / "out"
+  if refused:
+    with pytest.raises(ValueError, match=f"{refused}.*choose another --format"):
+      releasing.release(run, root, format=format)
+    assert not root.exists()
+  found = releasing.release(run, root, format=format, wanted=wanted)
+  before = digests(root)
+  releasing.release(run, root, format=format, wanted=wanted)
+  assert digests(root) == before
+  assert len(found["cards"]) == count
+  assert not _bad(_verify(root, run))
+  for name in found["cards"]:
+    assert formats.recognise(root / name) == format
+  assert f"in the format {format}" in (root / folder.README).read_text()
 
 
 def test_what_can_not_be_released_is_refused(run, tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemmascope_jax import artifacts, sae
+from gemmascope_jax import artifacts, releases, sae
 from gemmascope_jax.experiment import (
   activations,
   bench,
@@ -24,6 +24,7 @@ from gemmascope_jax.experiment.bench import Bench
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.releases import card, gemma_scope
 from gemmascope_jax.sae.load import FINISHED, ORDER
+from gemmascope_jax.sae.sae import SAE
 from gemmascope_jax.studies.subjects import Subject, by_site, subject
 
 
@@ -48,16 +49,20 @@ class Chosen:
     return self.bench.every()
 
 
-def choose(config: Config, wanted: Sequence[str] = ()) -> Chosen:
+def choose(
+  config: Config, wanted: Sequence[str] = (), format: str = "gemma_scope"
+) -> Chosen:
   """The finished SAEs of a config's run or runs.
 
   Args:
     config: its work directory holds them.
     wanted: names or patterns ("res/*"), of folders or as in tables; none: all.
+    format: that they are to be written in; one of `releases.FORMATS`.
 
   Raises:
     FileNotFoundError: no run, or one of the SAEs has not finished.
-    ValueError: a pattern that fits none, or SAEs of several models.
+    ValueError: a pattern that fits none, SAEs of several models, or one that
+      the format cannot hold.
   """
   found = _listed(config)
   for pattern in wanted:
@@ -92,7 +97,7 @@ def choose(config: Config, wanted: Sequence[str] = ()) -> Chosen:
         " first, or choose others with --member"
       )
   subjects = [
-    subject(card.publishable(sae.load(where)), name)
+    subject(_publishable(where, name, format), name)
     for _, name, _, where in mine
   ]
   bench, checked = _bench(config, mine[0][0], subjects)
@@ -124,6 +129,18 @@ def _listed(config: Config) -> list[tuple]:
       where = folder / FINISHED / each["folder"]
       found.append((one, prefix + each["name"], prefix + each["folder"], where))
   return found
+
+
+def _publishable(where, name: str, format: str) -> SAE:
+  """The SAE of a folder, as it will be read from a release."""
+  found = card.publishable(sae.load(where))
+  try:
+    releases.check(found, format)
+  except ValueError as error:
+    raise ValueError(
+      f"{name}: {error}; choose another --format, or other SAEs with --member"
+    ) from error
+  return releases.as_read(found, format)
 
 
 def _fits(pattern: str, name: str, slug: str) -> bool:

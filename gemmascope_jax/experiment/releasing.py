@@ -54,8 +54,8 @@ def release(
     came from results}.
 
   Raises:
-    ValueError: an unknown licence or format, a folder that holds something
-      else, or what `release_sources.choose` raises.
+    ValueError: an unknown licence or format, an SAE that it cannot hold, a
+      folder that holds something else, or what `release_sources.choose` raises.
     FileNotFoundError: see there.
   """
   cards.check_licence(licence)
@@ -65,7 +65,7 @@ def release(
     )
   root = pathlib.Path(out)
   folder.check_target(root)  # before anything heavy
-  chosen = release_sources.choose(config, wanted)
+  chosen = release_sources.choose(config, wanted, format)
   bench, subjects = chosen.bench, chosen.subjects
   hashes = {one.name: weights_hash(one.sae) for one in subjects}
   folder.check_target(root, hashes.values())

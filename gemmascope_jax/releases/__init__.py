@@ -1,14 +1,27 @@
-"""SAEs in the formats that people exchange."""
+"""SAEs in the formats that people exchange.
+
+`gs.sae.load` reads them all. Here are what writes them (`save`), the names of
+Gemma Scope's releases (`names`, `catalogue`), and conversions between what
+different tools take for the same site (`gain`, `gemma_scope.scaled_embedding`).
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 
-from gemmascope_jax.releases import gemma_scope
+from gemmascope_jax.releases import (
+  catalogue,
+  clt,
+  formats,
+  gain,
+  gemma_scope,
+  hub,
+  names,
+)
 from gemmascope_jax.sae.sae import SAE
 
-FORMATS = ("gemma_scope",)
+FORMATS = tuple(formats.FORMATS)
 
 
 def save(
@@ -26,10 +39,28 @@ def save(
     The folder written.
 
   Raises:
-    ValueError: an unknown format.
+    ValueError: an unknown format, or one that cannot hold such an SAE.
   """
-  if format not in FORMATS:
+  return _format(format).save(sae, path)
+
+
+def check(sae: SAE, format: str) -> None:
+  """Raises `ValueError` if a format cannot hold an SAE; writes nothing."""
+  _format(format).check(sae)
+
+
+def as_read(sae: SAE, format: str) -> SAE:
+  """The SAE that loading gives for what `save` writes of one.
+
+  It is the same but for a TopK in dictionary_learning's format, whose b_enc is
+  rounded once more.
+  """
+  return _format(format).as_read(sae)
+
+
+def _format(name: str) -> formats.Format:
+  if name not in FORMATS:
     raise ValueError(
-      f"unknown release format {format!r}; known: {', '.join(FORMATS)}"
+      f"unknown release format {name!r}; known: {', '.join(FORMATS)}"
     )
-  return gemma_scope.save(sae, path)
+  return formats.FORMATS[name]

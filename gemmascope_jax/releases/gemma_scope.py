@@ -8,36 +8,44 @@ Keys and shapes as released: `W_enc` [D, M], `W_dec` [M, E], `b_enc` [M],
 Gemma Scope has none of, has `W_enc.SITE`, `W_dec.SITE` and `b_dec.SITE` for each
 of its sites, so that nothing takes it for an SAE.
 
-Beside the arrays stands `sae.json`, ours: sites, model, token policy,
-provenance. A folder without it (Google's) loads as well; then sites and model
-are unknown unless the path tells.
+Beside the arrays stands `sae.json` (see `identity`). A folder without it
+(Google's) loads as well; then sites and model are unknown unless the path tells.
+Files with lower-case keys load too, and with a `scaling_factor` that is 1.
+
+An embedding SAE reads rows of the embedding matrix as they are stored; see
+`scaled_embedding`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
-import re
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gemmascope_jax import artifacts, parallel
-from gemmascope_jax.data.policy import TokenPolicy
-from gemmascope_jax.releases import npz
+from gemmascope_jax import artifacts
+from gemmascope_jax.releases import identity, names, npz, parts, stored
+from gemmascope_jax.releases.stored import Stored
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
 
 ARRAYS = "params.npz"
-CARD = "sae.json"
-FORMAT = 2
-_OLDER = 1  # of SAEs only
-_KEYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-_SKIP = "affine_skip_connection"
-_SITE_AXES = {"W_enc": 0, "W_dec": 1, "b_dec": 0}
-_LATENT_AXES = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "threshold": 0}
+CARD = identity.CARD
+FORMAT = identity.FORMAT
+_KEYS = {
+  "w_enc": "W_enc",
+  "w_dec": "W_dec",
+  "b_enc": "b_enc",
+  "b_dec": "b_dec",
+  "threshold": "threshold",
+  "w_skip": "affine_skip_connection",
+}
+_OPTIONAL = ("w_skip",)
+_LOWER = {"w_enc": "W_enc", "w_dec": "W_dec"}
+_SCALING = "scaling_factor"
+_SITE_AXES = {"w_enc": 0, "w_dec": 1, "b_dec": 0}
 
 
 def width_name(width: int) -> str:
@@ -68,11 +76,11 @@ def save(sae: SAE, folder: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: a parameter that is not finite, or a threshold below zero.
   """
-  return save_parts([sae.params], sae.width, sae.config, folder)
+  return save_parts(parts.of(sae), sae.width, sae.config, folder)
 
 
 def save_parts(
-  parts: Iterable[Params],
+  blocks: Iterable[Params],
   width: int,
   config: SAEConfig,
   folder: str | os.PathLike,
@@ -80,7 +88,7 @@ def save_parts(
   """`save` of an SAE that comes in parts; no more than one is held.
 
   Args:
-    parts: of consecutive latents, w_enc [D, n] and so on; b_dec and w_skip
+    blocks: of consecutive latents, w_enc [D, n] and so on; b_dec and w_skip
       whole in each.
     width: of the parts together.
     config: the SAE's.
@@ -93,80 +101,66 @@ def save_parts(
     ValueError: as `save`.
   """
   folder = pathlib.Path(folder)
-  pieces = (_arrays(part, config, folder / ARRAYS) for part in parts)
+  file = folder / ARRAYS
+  pieces = (
+    _by_site(block, config) for block in parts.checked(blocks, config, file)
+  )
   first = next(pieces)
-  members = [_member(key, value, width) for key, value in first.items()]
+  members = [_member(field, *each, width) for field, each in _items(first)]
   with (
-    artifacts.atomic_write(folder / ARRAYS) as file,
-    npz.writing(file, members) as append,
+    artifacts.atomic_write(file) as out,
+    npz.writing(out, members) as append,
   ):
-    for key, value in first.items():
+    for _, (key, value) in _items(first):
       append(key, value)
     for piece in pieces:
-      for key, value in piece.items():
-        if _kind(key) in _LATENT_AXES:
+      for field, (key, value) in _items(piece):
+        if field in parts.AXES:
           append(key, value)
-  policy = config.token_policy
-  artifacts.write_json(
-    folder / CARD,
-    {
-      "format": FORMAT,
-      "family": config.family,
-      "k": config.k,
-      "site": config.site,
-      "target_site": config.target_site,
-      "parts": config.parts,
-      "model": config.model,
-      "token_policy": policy and policy.to_dict(),
-      "provenance": config.details(),
-      "sha256": artifacts.sha256_file(folder / ARRAYS),
-      "code": artifacts.code_version(),
-    },
-  )
+  identity.write(folder / CARD, [file], config)
   return folder
 
 
-def _arrays(params: Params, config: SAEConfig, where: pathlib.Path) -> dict:
-  """A part's arrays by their keys."""
-  arrays = {
-    "W_enc": params.w_enc,
-    "W_dec": params.w_dec,
-    "b_enc": params.b_enc,
-    "b_dec": params.b_dec,
-    "threshold": params.threshold,
-  }
-  if params.w_skip is not None:
-    arrays[_SKIP] = params.w_skip
-  arrays = {k: np.asarray(v, np.float32) for k, v in arrays.items()}
-  _check_shapes({k: v.shape for k, v in arrays.items()}, config, where)
-  for key, value in arrays.items():
-    _check_values(key, value, where)
-  return _by_site(arrays, config)
+def _by_site(
+  arrays: Mapping[str, np.ndarray], config: SAEConfig
+) -> dict[str, dict[str, np.ndarray]]:
+  """By field, arrays by key: one, or a crosscoder's sites' in order."""
+  found = {}
+  for field, key in _KEYS.items():
+    if field not in arrays:
+      continue
+    found[field] = {key: arrays[field]}
+    if config.parts and field in _SITE_AXES:
+      before = (slice(None),) * _SITE_AXES[field]
+      found[field] = {
+        f"{key}.{site}": arrays[field][(*before, columns)]
+        for site, columns in config.columns.items()
+      }
+  return found
 
 
-def _member(key: str, value: np.ndarray, width: int) -> npz.Member:
+def _items(piece: dict[str, dict[str, np.ndarray]]):
+  """(field, (key, array)); whole arrays first, then those cut by site."""
+  flat = [
+    (field, (key, value))
+    for field, arrays in piece.items()
+    for key, value in arrays.items()
+  ]
+  return sorted(flat, key=lambda item: "." in item[1][0])
+
+
+def _member(field: str, key: str, value: np.ndarray, width: int) -> npz.Member:
   """What the archive will hold of an array of which `value` is a part."""
   shape = list(value.shape)
-  if _kind(key) in _LATENT_AXES:
-    shape[_LATENT_AXES[_kind(key)]] = width
-  return npz.Member(key, tuple(shape), last_axis_first=_kind(key) == "W_enc")
-
-
-def _kind(key: str) -> str:
-  """Without a crosscoder's site."""
-  return key.partition(".")[0]
+  if field in parts.AXES:
+    shape[parts.AXES[field]] = width
+  return npz.Member(key, tuple(shape), last_axis_first=field == "w_enc")
 
 
 def is_whole(folder: str | os.PathLike) -> bool:
   """Whether `save` finished there and its arrays are still what it wrote."""
   folder = pathlib.Path(folder)
-  if not ((folder / CARD).exists() and (folder / ARRAYS).exists()):
-    return False
-  try:
-    card = artifacts.read_json(folder / CARD)
-  except ValueError:
-    return False
-  return card.get("sha256") == artifacts.sha256_file(folder / ARRAYS)
+  return identity.is_whole(folder / CARD, [folder / ARRAYS])
 
 
 def load(path: str | os.PathLike, mesh: Mesh | None = None) -> SAE:
@@ -189,192 +183,112 @@ def load(path: str | os.PathLike, mesh: Mesh | None = None) -> SAE:
   file = path / ARRAYS if path.is_dir() else path
   if not file.exists():
     raise FileNotFoundError(f"no {ARRAYS} at {path}")
-  arrays = _read(file, mapped=mesh is not None)
-  config = _config(file)
-  sites = _side_by_side(arrays, config, file)
-  shapes = {key: _shape(key, parts) for key, parts in sites.items()}
-  _check_shapes(shapes, config, file)
-
-  def values(key: str, index=...) -> np.ndarray:
-    parts = [np.asarray(part[index], np.float32) for part in sites[key]]
-    whole = parts[0]
-    if len(parts) > 1:
-      whole = np.concatenate(parts, axis=_SITE_AXES[key])
-    _check_values(key, whole, file)
-    return whole
-
-  keys = Params(
-    w_enc="W_enc",
-    b_enc="b_enc",
-    w_dec="W_dec",
-    b_dec="b_dec",
-    threshold="threshold",
-    w_skip=_SKIP if _SKIP in sites else None,
-  )
-  if mesh is None:
-    return SAE(params=jax.tree.map(values, keys), config=config)
-  like = jax.tree.map(
-    lambda key: jax.ShapeDtypeStruct(shapes[key], np.float32), keys
-  )
-  shardings = parallel.shardings(like, mesh, parallel.FOLDED_RULES)
-  params = jax.tree.map(
-    lambda key, sharding: jax.make_array_from_callback(
-      shapes[key], sharding, lambda index: values(key, index)
-    ),
-    keys,
-    shardings,
-  )
-  return SAE(params=params, config=config)
+  arrays = npz.members(file) if mesh else npz.members(file, mapped=False)
+  arrays = {_renamed(key): value for key, value in arrays.items()}
+  _check_keys(arrays, file)
+  config = identity.read(file.with_name(CARD), [file])
+  known = config is not None
+  config = config or _config_from_path(file)
+  found = _joined(arrays, config, file)
+  return stored.assemble(found, config, file, mesh, known)
 
 
-def _read(file: pathlib.Path, mapped: bool) -> dict[str, np.ndarray]:
-  """The arrays, or maps of them; nothing in the file is ever executed."""
-  if not zipfile.is_zipfile(file):
-    raise ValueError(
-      f"{file} is truncated or not an npz archive: fetch or write it again"
-    )
-  try:
-    if mapped:
-      arrays = npz.members(file)
-    else:
-      with np.load(file, allow_pickle=False) as archive:
-        arrays = {
-          key: archive[key]
-          for key in archive.files
-          if _kind(key) in (*_KEYS, _SKIP)
-        }
-  except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-    raise ValueError(
-      f"{file} is damaged ({error}): fetch or write it again"
-    ) from error
-  missing = set(_KEYS) - {_kind(key) for key in arrays}
-  if missing:
+def _renamed(key: str) -> str:
+  """The released key: "w_enc.res.1" -> "W_enc.res.1"."""
+  kind, dot, site = key.partition(".")
+  return f"{_LOWER.get(kind, kind)}{dot}{site}"
+
+
+def _check_keys(arrays: dict[str, np.ndarray], file: pathlib.Path) -> None:
+  there = {key.partition(".")[0] for key in arrays}
+  needed = {key for field, key in _KEYS.items() if field not in _OPTIONAL}
+  if missing := needed - there:
+    known = sorted(k for k in arrays if k.partition(".")[0] in _KEYS.values())
     raise ValueError(
       f"{file} lacks {', '.join(sorted(missing))}; of an SAE's arrays it holds"
-      f" {', '.join(sorted(arrays)) or 'none'}: not a Gemma Scope SAE"
+      f" {', '.join(known) or 'none'}: not a Gemma Scope SAE"
     )
-  return arrays
+  scaling = arrays.pop(_SCALING, np.ones(()))
+  if not (np.asarray(scaling) == 1).all():
+    raise ValueError(
+      f"{file}: {_SCALING} is not 1 everywhere, so latents are scaled after"
+      " their threshold; expected a release, in which it is folded into W_dec"
+    )
 
 
-def _config(file: pathlib.Path) -> SAEConfig:
-  card_file = file.with_name(CARD)
-  if not card_file.exists():
-    return _config_from_path(file)
-  card = artifacts.read_json(card_file)
-  if card.get("format") not in (_OLDER, FORMAT):
+def _joined(
+  arrays: Mapping[str, np.ndarray], config: SAEConfig, where: pathlib.Path
+) -> dict[str, Stored]:
+  """By field; a crosscoder's sites side by side."""
+  sites = {key.partition(".")[2] for key in arrays} - {""}
+  if sorted(sites) != sorted(config.columns):
     raise ValueError(
-      f"{card_file} has format {card.get('format')}, this version reads"
-      f" {FORMAT}: update gemmascope_jax"
+      f"{where} holds sites {', '.join(sorted(sites)) or 'none'}, but a"
+      f" crosscoder of {', '.join(config.columns) or 'none'} was expected:"
+      f" fetch the folder again, with its {CARD}"
     )
-  digest = artifacts.sha256_file(file)
-  if card["sha256"] != digest:
-    raise ValueError(
-      f"{file} is not the file that {card_file} describes: sha256"
-      f" {digest[:12]}..., expected {card['sha256'][:12]}...; fetch or write"
-      " the folder again"
-    )
-  policy = card["token_policy"]
-  return SAEConfig(
-    family=card["family"],
-    k=card.get("k"),
-    site=card["site"],
-    target_site=card.get("target_site"),
-    parts=tuple((site, width) for site, width in card.get("parts", ())),
-    model=card["model"],
-    token_policy=policy and TokenPolicy.from_dict(policy),
-    provenance=artifacts.canonical_json(card["provenance"]),
-  )
+  found = {}
+  for field, key in _KEYS.items():
+    keys = [key]
+    if sites and field in _SITE_AXES:
+      keys = [f"{key}.{site}" for site in config.columns]
+    if keys[0] in arrays:
+      each = [stored.array(key, arrays[key]) for key in keys]
+      found[field] = stored.joined(each, _SITE_AXES.get(field, 0))
+  return found
 
 
 def _config_from_path(file: pathlib.Path) -> SAEConfig:
-  """What Google's repository and folder names tell."""
-  text = file.resolve().as_posix()
-  layer = re.search(r"/layer_(\d+)/", text)
-  kinds = "res|mlp|att|transcoders"
-  repo = re.search(rf"gemma-scope-(\d+b)-(pt|it)-({kinds})(?![a-z])", text)
-  if not (layer and repo):
+  """What the names of Google's repositories and folders tell."""
+  # Not the file's own links: the Hub's cache keeps files elsewhere.
+  folder = file.parent.resolve()
+  name = names.in_path((folder / file.name).as_posix())
+  if name is None or name.scope != 1:
     return SAEConfig()
-  size, tuning, kind = repo.groups()
-  model = f"gemma-2-{size}" + ("-it" if tuning == "it" else "")
-  if kind == "transcoders":
-    return SAEConfig(
-      site=f"mlp_in.{layer.group(1)}",
-      target_site=f"mlp.{layer.group(1)}",
-      model=model,
-    )
-  return SAEConfig(site=f"{kind}.{layer.group(1)}", model=model)
+  return identity.foreign(
+    "gemma_scope",
+    {"released_as": str(name)},
+    site=name.site,
+    target_site=name.target_site,
+    model=name.model,
+  )
 
 
-def _by_site(arrays: dict, config: SAEConfig) -> dict[str, np.ndarray]:
-  """A crosscoder's arrays cut into its sites; others as they are."""
-  found = dict(arrays)
-  for key, axis in _SITE_AXES.items() if config.parts else ():
-    whole = found.pop(key)
-    for site, columns in config.columns.items():
-      where = (slice(None),) * axis + (columns,)
-      found[f"{key}.{site}"] = whole[where]
-  return found
+def scaled_embedding(sae: SAE) -> SAE:
+  """An embedding SAE that reads what the model's first block reads.
 
+  It was trained on rows e of the embedding matrix; the residual stream starts
+  as s e with s = sqrt(D). For e_hat = f W_dec + b_dec, s e_hat is
 
-def _side_by_side(
-  arrays: Mapping[str, np.ndarray], config: SAEConfig, where: pathlib.Path
-) -> dict[str, list[np.ndarray]]:
-  """What stands side by side in each array: itself, or a crosscoder's sites."""
-  found = {
-    key: [value] for key, value in arrays.items() if key in (*_KEYS, _SKIP)
-  }
-  names = sorted({key.partition(".")[2] for key in arrays} - {""})
-  if names != sorted(config.columns):
+    f = JumpReLU((s e) (W_enc / s) + b_enc),  f (s W_dec) + s b_dec
+
+  so thresholds and b_enc stay, and b_dec is multiplied as W_dec is. (SAELens
+  leaves b_dec as it is, so its reconstructions of the scaled embedding are off
+  by (s - 1) b_dec, while its latents are the same.)
+
+  Args:
+    sae: at the site "embedding".
+
+  Returns:
+    The same latents; reads and writes the scaled embedding, a point that is no
+    site of ours, so that its site is None.
+
+  Raises:
+    ValueError: not an embedding SAE.
+  """
+  if sae.config.site != names.EMBEDDING:
     raise ValueError(
-      f"{where} holds sites {', '.join(names) or 'none'}, but a crosscoder of"
-      f" {', '.join(config.columns) or 'none'} was expected: fetch the folder"
-      f" again, with its {CARD}"
+      f"an SAE at {sae.config.site or 'an unnamed site'} is not one of the"
+      f" embedding: expected the site {names.EMBEDDING!r}"
     )
-  for key in _SITE_AXES if names else ():
-    found[key] = [arrays[f"{key}.{site}"] for site in config.columns]
-  return found
-
-
-def _shape(key: str, parts: Sequence[np.ndarray]) -> tuple[int, ...]:
-  """Of an array whose sites stand side by side."""
-  shape = list(parts[0].shape)
-  if len(parts) > 1:
-    axis = _SITE_AXES[key]
-    shape[axis] = sum(part.shape[axis] for part in parts)
-  return tuple(shape)
-
-
-def _check_shapes(
-  shapes: Mapping[str, tuple[int, ...]],
-  config: SAEConfig,
-  where: pathlib.Path,
-) -> None:
-  for key in ("W_enc", "W_dec"):
-    if len(shapes[key]) != 2:
-      raise ValueError(
-        f"{where}: {key} has shape {shapes[key]}, expected two axes"
-      )
-  inputs, width = shapes["W_enc"]
-  outputs = shapes["W_dec"][1]
-  if config.site and not config.target_site:
-    outputs = inputs
-  expected = {
-    "W_dec": (width, outputs),
-    "b_enc": (width,),
-    "b_dec": (outputs,),
-    "threshold": (width,),
-    _SKIP: (inputs, outputs),
-  }
-  for key, shape in expected.items():
-    if key in shapes and shapes[key] != shape:
-      raise ValueError(
-        f"{where}: {key} has shape {shapes[key]}, expected {shape} for"
-        f" W_enc [{inputs}, {width}] (W_enc is [D, M], W_dec [M, E])"
-      )
-
-
-def _check_values(key: str, value: np.ndarray, where: pathlib.Path) -> None:
-  if not np.isfinite(value).all():
-    raise ValueError(f"{where}: {key} holds values that are not finite")
-  if key == "threshold" and (value < 0).any():
-    raise ValueError(f"{where}: threshold holds negative values")
+  scale = np.sqrt(np.float64(sae.site_width))
+  p = sae.params
+  times = lambda value, by: (np.asarray(value, np.float64) * by).astype("f4")
+  return SAE(
+    params=p.replace(
+      w_enc=times(p.w_enc, 1 / scale),
+      w_dec=times(p.w_dec, scale),
+      b_dec=times(p.b_dec, scale),
+    ),
+    config=dataclasses.replace(sae.config, site=None),
+  )

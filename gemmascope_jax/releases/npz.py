@@ -18,8 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-_LOCAL_HEADER = 30  # bytes of a zip member's, before its name
-_LENGTHS = slice(26, 30)  # of its name and extra field, there
+from gemmascope_jax.releases import archives
 
 
 class Member(NamedTuple):
@@ -105,40 +104,70 @@ def writing(
     archive.start_dir = end  # where closing writes the list of members
 
 
-def members(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays of an archive, mapped: what is not looked at is not read.
+def members(
+  path: str | os.PathLike, mapped: bool = True
+) -> dict[str, np.ndarray]:
+  """The arrays of an archive.
 
-  A compressed one is read whole.
+  Args:
+    path: of the archive.
+    mapped: whether to map them, so that what is not looked at is not read; a
+      compressed one is read whole anyway. Else all are read, and compared with
+      the archive's checksums.
 
   Raises:
-    ValueError: an array of Python objects, which reading would execute.
+    ValueError: truncated or damaged; an array of Python objects, which reading
+      would execute; a name that is a path; one that unpacks to far more than
+      numbers can.
   """
+  archives.check(path, ".npy")
+  try:
+    return _members(path, mapped)
+  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    raise ValueError(
+      f"{path} is damaged ({error}): fetch or write it again"
+    ) from error
+
+
+def _members(path, mapped: bool) -> dict[str, np.ndarray]:
   found = {}
   with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
     for entry in archive.infolist():
       name = entry.filename.removesuffix(".npy")
-      if entry.compress_type != zipfile.ZIP_STORED:
+      with archive.open(entry) as member:
+        shape, fortran_order, dtype = _header(member, path, name)
+        offset = member.tell()
+      size = dtype.itemsize * math.prod(shape)
+      if entry.file_size != offset + size:
+        raise ValueError(
+          f"{path}: array {name} of shape {shape} needs {size} bytes, but"
+          f" {entry.file_size - offset} are there: the file is damaged"
+        )
+      if not mapped or entry.compress_type != zipfile.ZIP_STORED:
         with archive.open(entry) as member:
           found[name] = np.lib.format.read_array(member, allow_pickle=False)
         continue
-      file.seek(entry.header_offset)
-      lengths = file.read(_LOCAL_HEADER)[_LENGTHS]
-      skip = sum(np.frombuffer(lengths, "<u2").tolist())
-      file.seek(entry.header_offset + _LOCAL_HEADER + skip)
-      version = np.lib.format.read_magic(file)
-      read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }[version]
-      shape, fortran_order, dtype = read_header(file)
-      if dtype.hasobject:
-        raise ValueError(f"{path}: array {name} holds Python objects")
       found[name] = np.memmap(
         path,
         dtype,
         "r",
-        offset=file.tell(),
+        offset=archives.start(file, entry) + offset,
         shape=shape,
         order="F" if fortran_order else "C",
       )
   return found
+
+
+def _header(member, path, name: str):
+  """(shape, fortran_order, dtype) of an array of numbers."""
+  version = np.lib.format.read_magic(member)
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }.get(version)
+  if read is None:
+    raise ValueError(f"{path}: array {name} is of NumPy's format {version}")
+  shape, fortran_order, dtype = read(member)
+  if dtype.hasobject:
+    raise ValueError(f"{path}: array {name} holds Python objects")
+  return shape, fortran_order, dtype

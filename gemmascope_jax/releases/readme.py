@@ -34,6 +34,18 @@ _MEASURED = {
 }
 
 
+# What else reads a format; of `gemma_scope` the layout itself is explained.
+_OTHERS = {
+  "gemma_scope_2": "What reads Gemma Scope 2's `params.safetensors` and"
+  " `config.json` reads these.",
+  "saelens": "`sae_lens.SAE.load_from_disk(FOLDER)` of SAELens 6 loads it too.",
+  "dictionary_learning": "`dictionary_learning.utils.load_dictionary(FOLDER,"
+  ' "cpu")` loads it too.',
+  "circuit_tracer": "circuit-tracer's `load_relu_transcoder(FILE, LAYER)` loads"
+  " each `layer_L.safetensors`; for a whole model put them into one folder.",
+}
+
+
 def render(cards: Mapping[str, Mapping[str, Any]], format: str) -> str:
   """Markdown with the Hub's front matter.
 
@@ -154,7 +166,10 @@ sae = gs.sae.load("{folder}")  # below where this folder is
 latents = sae.encode(x)  # {reads}
 ```"""
   if format != "gemma_scope":
-    return f"{text}\n\nThe weights are in the format {_text(format)}."
+    return (
+      f"{text}\n\nThe weights are in the format {_text(format)}."
+      f" {_OTHERS.get(format, '')}"
+    ).rstrip()
   text += """
 
 Each `params.npz` is laid out as Gemma Scope's: `W_enc` [D, M], `b_enc`, `W_dec` [M, D], `b_dec`, `threshold`, float32.

@@ -21,13 +21,16 @@ def load(
   member: int | str | None = None,
   mesh: Mesh | None = None,
 ) -> SAE:
-  """Loads a finished SAE.
+  """Loads a finished SAE, in whatever format it is (`releases.FORMATS`).
 
   Args:
-    path: a `params.npz`, the folder that holds one, or a run's folder (the
-      work directory or its `train` folder) once training has finished.
+    path: a file or folder of a release; a run's folder (the work directory or
+      its `train` folder) once training has finished; or an address on the Hub,
+      such as "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
+      (see `releases.hub`), if there is no such path here. After
+      `layer_L/width_W/`, here or there, `canonical` and `nearest_l0_N` choose.
     member: for a run of several SAEs, which: its position in the sweep or its
-      folder's name.
+      folder's name; for a folder of several layers, the layer.
     mesh: devices to load it onto, latents over the "model" axis, each process
       reading only its own; None: NumPy arrays.
 
@@ -36,20 +39,48 @@ def load(
 
   Raises:
     FileNotFoundError: nothing there that is an SAE; says what was looked for.
-    ValueError: a run of several members and no (or an unknown) `member`.
+    ValueError: a run of several members and no (or an unknown) `member`; a file
+      that is damaged, not an SAE, or of a kind that we cannot represent.
   """
-  from gemmascope_jax.releases import gemma_scope
+  from gemmascope_jax.releases import formats, gemma_scope, hub
 
-  path = pathlib.Path(path)
-  if path.is_file() or (path / gemma_scope.ARRAYS).exists():
-    return gemma_scope.load(path, mesh)
+  text = os.fspath(path)
+  path = _chosen(pathlib.Path(text))
+  if not path.exists() and (address := hub.parse(text)):
+    return hub.load(address, member, mesh)
   for root in (path / FINISHED, path / "train" / FINISHED):
     if root.is_dir():
       return gemma_scope.load(_member(root, member), mesh)
-  raise FileNotFoundError(
-    f"no SAE at {path}: expected a {gemma_scope.ARRAYS}, a folder with one, or"
-    f" the folder of a finished training run (with train/{FINISHED}/)"
-  )
+  found = formats.load(path, member, mesh)
+  if found is None:
+    below = formats.below(path)
+    if below:
+      raise FileNotFoundError(
+        f"no SAE in {path} itself, but below it, such as"
+        f" {', '.join(map(repr, below))}: name one"
+      )
+    files = ", ".join(each.files for each in formats.FORMATS.values())
+    raise FileNotFoundError(
+      f"no SAE at {path}: expected a file or folder of a release ({files}), the"
+      f" folder of a finished training run (with train/{FINISHED}/), or an"
+      " address on the Hub (hf://OWNER/REPOSITORY/FOLDER)"
+    )
+  return found
+
+
+def _chosen(path: pathlib.Path) -> pathlib.Path:
+  """Of a path that ends in `canonical` or `nearest_l0_N`, which it means."""
+  from gemmascope_jax.releases import choice
+
+  asked = None if path.exists() else choice.parse(path.absolute().as_posix())
+  if asked is None or not os.path.isdir(asked.place):
+    return path
+  found = choice.choose(asked, os.listdir(asked.place))
+  if found is None:
+    raise FileNotFoundError(
+      f"{path}: there is no average_l0_N in {asked.place} to choose from"
+    )
+  return pathlib.Path(found)
 
 
 def _member(root: pathlib.Path, member: int | str | None) -> pathlib.Path:

@@ -97,5 +97,5 @@ def test_a_mesh_refuses_a_file_cut_short(tmp_path):
   gemma_scope.save(one._sae(), tmp_path)
   file = tmp_path / gemma_scope.ARRAYS
   file.write_bytes(file.read_bytes()[:-40])
-  with pytest.raises(ValueError, match="truncated or not an npz|damaged"):
+  with pytest.raises(ValueError, match="truncated or not a zip|damaged"):
     gemma_scope.load(tmp_path, mesh=parallel.make_mesh({"model": 4}))

@@ -173,12 +173,16 @@ def test_folders_are_named_by_the_measured_l0():
 
 def test_googles_files_have_no_card_and_tell_their_site_by_their_path(tmp_path):
   folder = tmp_path / "gemma-scope-9b-it-res/layer_20/width_16k/average_l0_91"
-  releases.save(_sae(), folder)
+  releases.save(_sae(width=3584), folder)
   config = sae.load(_rewrite(folder)).config
   assert (config.site, config.model) == ("res.20", "gemma-2-9b-it")
   assert config.token_policy is None
-  folder = tmp_path / "gemma-scope-2b-pt-transcoders/layer_4/width_16k/l0"
-  releases.save(_sae(), folder)
+  name = "google/gemma-scope-9b-it-res/layer_20/width_16k/average_l0_91"
+  assert config.details()["about"] == {"released_as": name}
+  folder = (
+    tmp_path / "gemma-scope-2b-pt-transcoders/layer_4/width_16k/average_l0_88"
+  )
+  releases.save(_sae(width=2304), folder)
   config = sae.load(_rewrite(folder)).config
   assert (config.site, config.target_site) == ("mlp_in.4", "mlp.4")
   plain = tmp_path / "plain"

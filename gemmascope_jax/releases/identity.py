@@ -1,0 +1,119 @@
+"""`sae.json`: what an SAE is, beside its arrays, whatever their format.
+
+Other people's formats have no place for a token policy or a training recipe,
+and some none for a site. So this file stands beside the arrays: a folder that
+we wrote loads as what was saved, and other tools do not mind it. It names the
+SHA-256 of the arrays, so that it cannot be taken for that of other ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+from gemmascope_jax import artifacts
+from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.sae.sae import SAEConfig
+
+CARD = "sae.json"
+FORMAT = 2
+_OLDER = 1  # of SAEs only
+
+
+def write(
+  card: str | os.PathLike, arrays: Sequence[pathlib.Path], config: SAEConfig
+) -> None:
+  """Writes the card; do it last, so that what has a card is whole.
+
+  Args:
+    card: its path.
+    arrays: the files that it describes, in a fixed order.
+    config: the SAE's.
+  """
+  policy = config.token_policy
+  artifacts.write_json(
+    card,
+    {
+      "format": FORMAT,
+      "family": config.family,
+      "k": config.k,
+      "site": config.site,
+      "target_site": config.target_site,
+      "parts": config.parts,
+      "model": config.model,
+      "token_policy": policy and policy.to_dict(),
+      "provenance": config.details(),
+      "sha256": _digest(arrays),
+      "code": artifacts.code_version(),
+    },
+  )
+
+
+def is_whole(card: str | os.PathLike, arrays: Sequence[pathlib.Path]) -> bool:
+  """Whether all is there and the arrays are still those the card describes."""
+  card = pathlib.Path(card)
+  if not (card.exists() and all(file.exists() for file in arrays)):
+    return False
+  try:
+    found = artifacts.read_json(card)
+  except ValueError:
+    return False
+  return found.get("sha256") == _digest(arrays)
+
+
+def read(
+  card: str | os.PathLike, arrays: Sequence[pathlib.Path]
+) -> SAEConfig | None:
+  """What the card says; None if there is none.
+
+  Raises:
+    ValueError: a card of a newer version, or of other arrays.
+  """
+  if not os.path.exists(card):
+    return None
+  found = artifacts.read_json(card)
+  if found.get("format") not in (_OLDER, FORMAT):
+    raise ValueError(
+      f"{card} has format {found.get('format')}, this version reads"
+      f" {FORMAT}: update gemmascope_jax"
+    )
+  digest = _digest(arrays)
+  if found["sha256"] != digest:
+    raise ValueError(
+      f"{arrays[0]} is not the file that {card} describes: sha256"
+      f" {digest[:12]}..., expected {found['sha256'][:12]}...; fetch or write"
+      " the folder again"
+    )
+  policy = found["token_policy"]
+  return SAEConfig(
+    family=found["family"],
+    k=found.get("k"),
+    site=found["site"],
+    target_site=found.get("target_site"),
+    parts=tuple((site, width) for site, width in found.get("parts", ())),
+    model=found["model"],
+    token_policy=policy and TokenPolicy.from_dict(policy),
+    provenance=artifacts.canonical_json(found["provenance"]),
+  )
+
+
+def foreign(format: str, about: dict, **fields) -> SAEConfig:
+  """Of an SAE that came without a card.
+
+  Args:
+    format: in which it came.
+    about: what its own files say of it; kept as provenance.
+    **fields: of `SAEConfig`.
+  """
+  provenance = artifacts.canonical_json({"format": format, "about": about})
+  return SAEConfig(**fields, provenance=provenance)
+
+
+def _digest(arrays: Sequence[pathlib.Path]) -> str:
+  """One file's SHA-256; of several, that of theirs."""
+  digests = [artifacts.sha256_file(file) for file in arrays]
+  if len(digests) == 1:
+    return digests[0]
+  return hashlib.sha256("".join(digests).encode()).hexdigest()
