@@ -4,4 +4,5 @@
 spliced, `splice` runs the language model.
 """
 
+from gemmascope_jax.studies.first_look import Look, look
 from gemmascope_jax.studies.sparsity_fidelity import Fidelity, fidelity
