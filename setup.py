@@ -18,9 +18,10 @@ _DEMO = [
   "protobuf",
 ]
 _PLOTS = ["matplotlib>=3.9"]
+_NOTEBOOKS = [*_PLOTS, "ipykernel", "nbclient"]
 _TEST = [
   *_DEMO,
-  *_PLOTS,
+  *_NOTEBOOKS,
   "pytest",
   "pytest-xdist",
   "ruff",
@@ -41,8 +42,9 @@ setuptools.setup(
     include=["gemmascope_jax*", "experiments*", "configs*", "launch*"]
   ),
   package_data={
-    "gemmascope_jax.releases": ["*.txt"],
     "gemmascope_jax.sae": ["*.cc"],
+    "gemmascope_jax.dashboards": ["assets/*"],
+    "gemmascope_jax.releases": ["*.txt"],
   },
   install_requires=[
     "absl-py",
@@ -64,6 +66,7 @@ setuptools.setup(
   extras_require={
     "demo": _DEMO,
     "plots": _PLOTS,
+    "notebooks": [*_NOTEBOOKS, "jupyterlab"],
     "test": _TEST,
     # Where metrics go besides metrics.jsonl: `train.loggers`.
     "tensorboard": ["tensorboardX"],

@@ -22,6 +22,7 @@ _PARTS = (
   "releases",
   "report",
   "sae",
+  "steering",
   "studies",
 )
 

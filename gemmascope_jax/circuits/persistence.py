@@ -12,9 +12,7 @@ from gemmascope_jax import artifacts
 from gemmascope_jax.circuits import persistent
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.sae.sae import SAE
-from gemmascope_jax.studies.activity import entries
-from gemmascope_jax.studies.activity import sample as samples
-from gemmascope_jax.studies.width.matching import Activity
+from gemmascope_jax.studies.width import matching
 
 STUDY = "persistent"
 _EDGES = np.linspace(-0.2, 1, 61)
@@ -134,17 +132,10 @@ def _codes(names, saes, store, rows, progress):
   """Where each SAE's latents fire, by name, on the same rows."""
   if store is None:
     return None
-  found = {}
-  for name in names:
-    sae = saes[name]
-    sample = samples.Sample.of(store, sae.config.site, rows)
-    sample.require_saes({name: sae})
-    activity = Activity(sae.width, sample.rows)
-    on_device = entries.on_device(sae)
-    for block in sample.blocks(f"{name} fires", progress=progress):
-      activity.add(entries.active(on_device, block.x), len(block.x))
-    found[name] = activity.matrix()
-  return found
+  return {
+    name: matching.firing(saes[name], store, rows, name, progress)
+    for name in names
+  }
 
 
 def _step(one, other, found) -> dict[str, Any]:

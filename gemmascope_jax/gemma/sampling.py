@@ -60,6 +60,8 @@ def sample(
   seed: int = 0,
   rows: Sequence[int] | None = None,
   edits: Mapping[str | sites.Site, Edit] | None = None,
+  edited: np.ndarray | Array | None = None,
+  unedited_ids: Iterable[int] = (),
   precision: Precision = PRECISION,
 ) -> Sample:
   """Continues every prompt until it stops or has enough tokens.
@@ -85,25 +87,35 @@ def sample(
       padded on the left, and then [S, 1, width] at each new token. A
       `jax.tree_util.Partial` whose arguments hold arrays may be called with
       other arrays without compiling again.
+    edited: bool [S, P], the prompts' tokens that edits act on; None: all.
+    unedited_ids: of the new tokens, those that edits leave alone.
     precision: of the matrix products.
 
   Returns:
     See `Sample`.
 
   Raises:
-    ValueError: an empty batch, a mask of another shape or dtype, a prompt and
-      answer that are longer than the model's context, a temperature that is
-      negative or not finite, a max_new_tokens below 1, row numbers that don't
-      match, a seed out of range, ids outside the vocabulary; and what `forward`
-      refuses, missing layers for one.
+    ValueError: an empty batch, a mask (or `edited`) of another shape or dtype,
+      a prompt and answer that are longer than the model's context, a
+      temperature that is negative or not finite, a max_new_tokens below 1, row
+      numbers that don't match, a seed out of range, ids outside the vocabulary;
+      and what `forward` refuses, missing layers for one.
   """
   prompts = jnp.asarray(prompts)
   mask = jnp.ones(prompts.shape, jnp.bool_) if mask is None else mask
   mask = jnp.asarray(mask)
   stop_ids = sorted(set(int(i) for i in stop_ids))
+  unedited_ids = sorted(set(int(i) for i in unedited_ids))
   rows = range(len(prompts)) if rows is None else rows
   _check(config, prompts, mask, max_new_tokens, temperature, seed, rows)
-  for id_ in (pad_id, *stop_ids):
+  edited = mask if edited is None else jnp.asarray(edited)
+  if edited.shape != prompts.shape or edited.dtype != jnp.bool_:
+    raise ValueError(
+      f"edited of shape {edited.shape} and dtype {edited.dtype} for prompts of"
+      f" shape {prompts.shape}: expected bool of the same shape, True for tokens"
+      " that edits act on"
+    )
+  for id_ in (pad_id, *stop_ids, *unedited_ids):
     if not 0 <= id_ < config.vocab_size:
       raise ValueError(
         f"token id {id_}: {config.name} has ids 0..{config.vocab_size - 1}"
@@ -122,6 +134,8 @@ def sample(
     jnp.asarray(np.asarray(stop_ids, np.int32)),
     jnp.int32(pad_id),
     {str(name): _traceable(edit) for name, edit in (edits or {}).items()},
+    edited,
+    jnp.asarray(np.asarray(unedited_ids, np.int32)),
   )
 
 
@@ -181,23 +195,35 @@ def _sample(
   stop_ids: Array,
   pad_id: Array,
   edits: dict[str, Edit],
+  edited: Array,
+  unedited_ids: Array,
 ) -> Sample:
   """`sample`, checked."""
   sequences, width = prompts.shape
   # Padding goes to the left, so that all rows grow from the same slot.
   order = jnp.argsort(mask, axis=1, stable=True)
   mask = jnp.take_along_axis(mask, order, axis=1)
+  edited = jnp.take_along_axis(edited, order, axis=1)
   prompts = jnp.where(mask, jnp.take_along_axis(prompts, order, axis=1), pad_id)
   lengths = mask.sum(axis=1, dtype=jnp.int32)
   key = jax.random.key(seed, impl="threefry2x32")
 
-  def logits_of(tokens, mask, cache):
+  def only_at(edited, edit):
+    def some(x):
+      new = jnp.asarray(edit(x))
+      if new.shape != x.shape:
+        return new  # which `forward` refuses
+      return jnp.where(edited[:, :, None], new, x)
+
+    return some
+
+  def logits_of(tokens, mask, cache, edited):
     """float32 [S, V] after the last of the tokens, and the cache."""
     out = forward(
       config,
       params,
       tokens,
-      edits=edits,
+      edits={name: only_at(edited, edit) for name, edit in edits.items()},
       mask=mask,
       logits=False,
       cache=cache,
@@ -226,7 +252,8 @@ def _sample(
   def step(carry):
     count, cache, answers, lengths, done = carry
     tokens = jax.lax.dynamic_slice_in_dim(answers, count - 1, 1, axis=1)
-    logits, cache = logits_of(tokens, ~done[:, None], cache)
+    edited = ~jnp.isin(tokens, unedited_ids)
+    logits, cache = logits_of(tokens, ~done[:, None], cache, edited)
     return (count + 1, cache, *say(count, logits, answers, lengths, done))
 
   def say(count, logits, answers, lengths, done):
@@ -240,7 +267,7 @@ def _sample(
 
   dtype = params["embedder"]["embedding"].dtype
   cache = kv_cache.empty(config, sequences, width + new, dtype)
-  logits, cache = logits_of(prompts, mask, cache)
+  logits, cache = logits_of(prompts, mask, cache, edited)
   cache = cache.replace(length=jnp.int32(cache.length))
   answers = jnp.full((sequences, new), pad_id, jnp.int32)
   nothing = lengths == 0

@@ -20,6 +20,7 @@ from gemmascope_jax.sae.sae import SAEConfig
 CARD = "sae.json"
 FORMAT = 2
 _OLDER = 1  # of SAEs only
+_KEYS = ("family", "site", "model", "token_policy", "provenance", "sha256")
 
 
 def write(
@@ -60,7 +61,7 @@ def is_whole(card: str | os.PathLike, arrays: Sequence[pathlib.Path]) -> bool:
     found = artifacts.read_json(card)
   except ValueError:
     return False
-  return found.get("sha256") == _digest(arrays)
+  return isinstance(found, dict) and found.get("sha256") == _digest(arrays)
 
 
 def read(
@@ -69,15 +70,23 @@ def read(
   """What the card says; None if there is none.
 
   Raises:
-    ValueError: a card of a newer version, or of other arrays.
+    ValueError: a card of a newer version, of other arrays, or a damaged one.
   """
   if not os.path.exists(card):
     return None
   found = artifacts.read_json(card)
+  if not isinstance(found, dict):
+    raise ValueError(f"{card} is no card of an SAE: expected a JSON object")
   if found.get("format") not in (_OLDER, FORMAT):
     raise ValueError(
       f"{card} has format {found.get('format')}, this version reads"
       f" {FORMAT}: update gemmascope_jax"
+    )
+  missing = [key for key in _KEYS if key not in found]
+  if missing:
+    raise ValueError(
+      f"{card} does not say {', '.join(missing)}: it is damaged; fetch or write"
+      " the folder again, or remove the card to load the arrays alone"
     )
   digest = _digest(arrays)
   if found["sha256"] != digest:

@@ -187,7 +187,7 @@ def log_axis(
 
   Args:
     axis: `axes.xaxis` or `axes.yaxis`.
-    values: everything shown along it, at least one.
+    values: everything shown along it; none: the axis stays as it is.
     margins: room before the least and after the greatest value, as fractions
       of the span between them.
 
@@ -196,6 +196,8 @@ def log_axis(
   """
   from matplotlib import ticker
 
+  if not len(values):
+    return False
   name = axis.axis_name
   low, high = min(values), max(values)
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))

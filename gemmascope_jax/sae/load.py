@@ -100,8 +100,14 @@ def _member(root: pathlib.Path, member: int | str | None) -> pathlib.Path:
       f"{root / member}: this member has not finished; train on with the same"
       " command"
     )
+  known = ", ".join(dict.fromkeys([*names, *there]))
+  if member is None:
+    raise ValueError(
+      f"{root.parent} holds {len(names)} SAEs: name the folder of one, as"
+      f" {root / names[0]}, or give member=, a number below {len(names)} or one"
+      f" of: {known}"
+    )
   raise ValueError(
     f"{root.parent} holds {len(names)} SAEs, and member={member!r} names"
-    f" none; expected a number below {len(names)} or one of:"
-    f" {', '.join(dict.fromkeys([*names, *there]))}"
+    f" none; expected a number below {len(names)} or one of: {known}"
   )

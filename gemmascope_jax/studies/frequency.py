@@ -234,10 +234,10 @@ def dense_cluster(saes: list[dict[str, Any]]) -> Finding:
   )
   there = [_above_zero(sae["very_dense"]) for sae in shown]
   verdict = DISAGREES
-  if all(there):
+  if any(sae["very_dense"]["stderr"] is None for sae in shown):
+    verdict = UNCLEAR  # one sequence: no error, and nothing to judge by
+  elif all(there):
     verdict = AGREES
-  elif any(sae["very_dense"]["stderr"] is None for sae in shown):
-    verdict = UNCLEAR
   return Finding(
     figure="5",
     claim=f"At every width a cluster of latents {_DENSE_CLUSTER}.",
@@ -255,7 +255,8 @@ def _fewer_in_gated(gated, others) -> Finding:
   difference = mean(others) - mean(gated)
   stderr = float(np.hypot(error(others), error(gated)))
   verdict = UNCLEAR
-  if abs(difference) > 2 * stderr:
+  known = all(row["very_dense"]["stderr"] is not None for row in gated + others)
+  if known and abs(difference) > 2 * stderr:
     verdict = AGREES if difference > 0 else DISAGREES
   return Finding(
     figure="5",

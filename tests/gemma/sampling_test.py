@@ -222,6 +222,44 @@ def test_edits_act_at_every_token():
   assert set(shapes) == {(3, 4, 16), (3, 1, 16)} and len(shapes) == 2
 
 
+def test_edits_leave_chosen_tokens_alone():
+  direction = jnp.asarray(np.random.default_rng(6).normal(size=16), jnp.float32)
+  edits = {"res.0": lambda x: x + 3.0 * direction[None, None]}
+  prompts = np.random.default_rng(7).integers(1, 24, (3, 4))
+  mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 0, 0]], bool)
+  edited = np.array([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]], bool)
+  spared = range(1, 24, 2)
+  found = _say(
+    prompts,
+    12,
+    mask=mask,
+    temperature=0,
+    edits=edits,
+    edited=edited,
+    unedited_ids=spared,
+  )
+  tokens = np.asarray(found.tokens)
+  place = np.arange(tokens.shape[1])[None]
+  start, end = (
+    np.asarray(x)[:, None] for x in (found.prompt_lengths, found.lengths)
+  )
+  where = ~np.isin(tokens, spared)
+  for row in range(3):
+    where[row, : start[row, 0]] = edited[row][mask[row]]
+  said = (place >= start) & (place < end)
+  assert 0 < where[said].sum() < said.sum()
+
+  def some(x):
+    return jnp.where(where[..., None], edits["res.0"](x), x)
+
+  # Causal, and padding stands behind: one pass is a pass at each step.
+  logits = gemma.forward(CONFIG, _params(), tokens, edits={"res.0": some})
+  likeliest = np.argmax(logits.logits, axis=-1)
+  np.testing.assert_array_equal(
+    tokens[:, 1:][said[:, 1:]], likeliest[:, :-1][said[:, 1:]]
+  )
+
+
 @pytest.mark.parametrize("axes", [{"data": 2, "model": 4}, {"model": 2}])
 def test_the_same_on_a_mesh(axes):
   mesh = parallel.make_mesh(axes)
@@ -254,6 +292,12 @@ def test_bfloat16_runs():
     ({"pad_id": -1}, "token id -1"),
     ({"mask": np.ones((1, 2), bool)}, r"mask of shape \(1, 2\)"),
     ({"mask": np.ones((1, 3), int)}, "dtype int32 .* expected bool"),
+    ({"edited": np.ones((1, 2), bool)}, r"edited of shape \(1, 2\)"),
+    (
+      {"edited": np.ones((1, 3), int)},
+      "edited .* dtype int32 .* expected bool",
+    ),
+    ({"unedited_ids": [24]}, r"token id 24: tiny has ids 0\.\.23"),
     ({"prompts": np.zeros((0, 3), int)}, r"shape \(0, 3\): expected"),
     ({"prompts": [[0.5]]}, "dtype float32: expected token ids"),
     ({"edits": {"res.9": jnp.tanh}}, r"site res.9: tiny has layers 0..1"),

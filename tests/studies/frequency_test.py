@@ -101,10 +101,11 @@ def test_findings(planted):
   assert found.verdict == findings.UNCLEAR
 
 
-def test_one_sequence_is_too_little():
+@pytest.mark.parametrize("threshold", [3, 0])
+def test_one_sequence_is_too_little(threshold):
   store = made.Rows(np.ones((5, 2)), [5])
   result = frequency.run(
-    {"a": made.identity(2, threshold=3)}, store, "res.1", progress=False
+    {"a": made.identity(2, threshold=threshold)}, store, "res.1", progress=False
   )
   assert result["saes"][0]["dead"]["stderr"] is None
   (found,) = frequency.findings(result)

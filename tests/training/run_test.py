@@ -118,7 +118,7 @@ def test_the_members_load_through_the_front_door(whole):
   np.testing.assert_allclose(
     np.linalg.norm(found.params.w_dec, axis=1), np.ones(24), rtol=1e-5
   )
-  with pytest.raises(ValueError, match="holds 2 SAEs, and member=None"):
+  with pytest.raises(ValueError, match="holds 2 SAEs: name the folder of one"):
     sae.load(folder)
 
 

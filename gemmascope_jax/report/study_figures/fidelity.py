@@ -53,11 +53,16 @@ def fidelity(result: dict[str, Any]) -> Any:
     plotting.log_axis(panel.yaxis, _extent(shown, metric), (0.06, 0.06))
     panel.set_xlabel("L0 (active latents a token)")
     panel.set_ylabel(label)
+  hidden = [sae["name"] for sae in result["saes"] if sae not in shown]
   seen = f" on {wording.tokens(result['tokens'])}" if "tokens" in result else ""
   plotting.frame(
     figure,
     "Sparsity and fidelity",
-    f"SAEs spliced into the model one at a time{seen}.",
+    f"SAEs spliced into the model one at a time{seen}."
+    + (
+      f" Without an active latent, so not here: {', '.join(hidden)}."
+      * bool(hidden)
+    ),
     "Bars: one standard error over sequences; SAEs share their text, so they"
     " differ by less than their bars say.",
     legend=panels[0].get_legend_handles_labels(),

@@ -82,10 +82,14 @@ def fidelity(result: dict[str, Any]) -> Any:
     plotting.log_axis(panel.yaxis, extent, (0.06, 0.06))
     panel.set_xlabel("L0 (active latents a token)")
     panel.set_ylabel(label)
+  where = _where(result)
+  if len(metrics) > 1:
+    held_out = max(sae["delta_loss"]["n"] for sae in saes)
+    where += f" Delta loss: on {wording.count(held_out, 'held-out sequence')}."
   plotting.frame(
     figure,
     "Wider dictionaries",
-    _where(result),
+    where,
     "Bars: one standard error over sequences; SAEs share their text, so they"
     " differ by less than their bars say.",
     legend=panels[0].get_legend_handles_labels(),

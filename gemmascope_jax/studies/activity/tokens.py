@@ -49,7 +49,7 @@ class TokenSums:
       (
         entries.values.astype(np.float64),
         block.tokens[entries.rows].astype(np.int32),
-        entries.starts,
+        entries.starts.copy(),  # changed in place by what follows
       ),
       shape=self._shape,
     )

@@ -109,6 +109,7 @@ def write(
 
   Raises:
     ValueError: nothing to rate, or a latent twice.
+    FileExistsError: the folder holds another sheet.
   """
   _check(rated)
   random = np.random.default_rng(seed)
@@ -132,6 +133,12 @@ def write(
   sheet = artifacts.fingerprint(shown)
   key = {"sheet": sheet, "items": hidden}
   folder = pathlib.Path(folder)
+  if (folder / KEY).exists() and artifacts.read_json(folder / KEY) != key:
+    raise FileExistsError(
+      f"{folder} holds another sheet: without its {KEY}, ratings of it that"
+      " people send would mean nothing. Move the folder away, or ask for the"
+      " same sheet again (the same SAEs, latents and seed)"
+    )
   artifacts.write_text(folder / PAGE, rating_page.page(sheet, shown))
   artifacts.write_text(folder / TABLE, _table(sheet, shown))
   artifacts.write_json(folder / KEY, key)

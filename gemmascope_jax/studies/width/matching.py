@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from gemmascope_jax.studies.activity import Entries
+from gemmascope_jax.sae.sae import SAE
+from gemmascope_jax.studies.activity import Entries, entries, sample
 
 _PAIRS = 1 << 24  # of a block, dense
 
@@ -131,6 +132,27 @@ class Activity:
       (ones, indices, starts.astype(np.int64)),
       shape=(len(lengths), self._width),
     )
+
+
+def firing(
+  sae: SAE, store, rows: int | None, label: str, progress: bool = True
+) -> scipy.sparse.csr_array:
+  """Ones [R, M] where latents fire, on the first rows of a store.
+
+  Args:
+    sae: of a site that the store holds.
+    store: activations with their tokens.
+    rows: R, at most; None: all.
+    label: of the progress bar.
+    progress: show it.
+  """
+  taken = sample.Sample.of(store, sae.config.site, rows)
+  taken.require_saes({label: sae})
+  activity = Activity(sae.width, taken.rows)
+  on_device = entries.on_device(sae)
+  for block in taken.blocks(f"{label} fires", progress=progress):
+    activity.add(entries.active(on_device, block.x), len(block.x))
+  return activity.matrix()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

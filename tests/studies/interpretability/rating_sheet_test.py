@@ -245,3 +245,12 @@ def test_json_is_the_same_text_after_it_was_made_inert():
   text = rating_page._inert_json(value)
   assert json.loads(text) == value
   assert not set("<>&\u2028") & set(text)
+
+
+def test_another_sheet_does_not_take_the_place_of_one(tmp_path):
+  rating_sheet.write(tmp_path, _items(6), Evil())
+  before = (tmp_path / rating_sheet.KEY).read_bytes()
+  with pytest.raises(FileExistsError, match="holds another sheet"):
+    rating_sheet.write(tmp_path, _items(5), Evil())
+  assert (tmp_path / rating_sheet.KEY).read_bytes() == before
+  rating_sheet.write(tmp_path, _items(6), Evil())  # the same again

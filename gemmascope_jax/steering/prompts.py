@@ -1,0 +1,28 @@
+"""Openings that say little: what a model goes on with when it is steered."""
+
+PROMPTS = (
+  "I think that",
+  "The first thing I noticed was",
+  "Once upon a time there was",
+  "My favourite thing is",
+  "Yesterday I went to",
+  "The most important part of this is",
+  "People often ask me about",
+  "In the morning we",
+  "There is a story about",
+  "The report says that",
+  "She opened the door and saw",
+  "Let me tell you about",
+  "It is well known that",
+  "For many years he",
+  "The best way to start is",
+  "When I was young,",
+  "A new study shows that",
+  "They were talking about",
+  "On the table there was",
+  "What we need now is",
+  "The last time we met,",
+  "This book is about",
+  "At the end of the day,",
+  "You should know that",
+)
