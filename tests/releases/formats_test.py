@@ -112,16 +112,21 @@ def _drop(arrays, threshold, w_enc, b_enc):
   del arrays[b_enc]
 
 
+_NAN = (_set(1, np.nan), "_enc holds values that are not finite")
+_NEGATIVE = (_set(0, -0.5), "threshold holds negative values, the lowest -0.5")
+
+
 @each_format
-@pytest.mark.parametrize("mesh", [False, True])
 @pytest.mark.parametrize(
-  ("change", "says"),
+  ("change", "says", "mesh"),
   [
-    (_set(1, np.nan), r"_enc holds values that are not finite"),
-    (_set(0, np.inf), r"threshold holds values that are not finite"),
-    (_set(0, -0.5), "threshold holds negative values, the lowest -0.5"),
-    (_turn, r"has shape .*, expected .*(W_enc is \[D, M\], W_dec \[M, E\])"),
-    (_drop, "lacks b_enc|holds W_|holds .*, which is no"),
+    (*_NAN, False),
+    (*_NAN, True),
+    (_set(0, np.inf), "threshold holds values that are not finite", False),
+    (*_NEGATIVE, False),
+    (*_NEGATIVE, True),
+    (_turn, r"has shape .*(W_enc is \[D, M\], W_dec \[M, E\])", False),
+    (_drop, "lacks b_enc|holds W_|holds .*, which is no", False),
   ],
 )
 def test_damaged_arrays_are_named(tmp_path, format, change, says, mesh):
