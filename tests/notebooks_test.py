@@ -23,7 +23,12 @@ _SMALL = {
   "1_load_and_look": {},
   "2_train_and_sweep": {"ROWS": 6_144, "WIDTH": 256, "SEQUENCES": 3},
   "3_compare_two_saes": {},
-  "4_steer": {"STRENGTHS": (2.0,), "ANSWERS": 1, "NEW_TOKENS": 6},
+  "4_steer": {
+    "STRENGTHS": (2.0,),
+    "ANSWERS": 1,
+    "NEW_TOKENS": 6,
+    "SEQUENCES": 24,
+  },
   "5_across_layers": {"ROWS": 6_144, "WIDTH": 256},
 }
 
