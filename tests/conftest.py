@@ -1,6 +1,11 @@
-"""Process-wide settings that must be in place before jax is imported."""
+"""Process-wide settings that must be in place before jax is imported.
+
+On a GPU: JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false, and tests that
+need more devices than there are skip themselves.
+"""
 
 import os
+import re
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight virtual devices on however few cores there are: the CPU client's
@@ -15,6 +20,20 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+  """Skips what needs a mesh that this accelerator is too small for."""
+  try:
+    return (yield)
+  except ValueError as error:
+    if jax.default_backend() != "cpu" and re.search(
+      r"need \d+ devices, but there are \d+", str(error)
+    ):
+      pytest.skip(str(error))
+    raise

@@ -28,7 +28,7 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import workers
+from experiments.benchmarks import forward, workers
 
 _SEQUENCES = flags.DEFINE_integer("sequences", 8, "evaluate: a batch.")
 _LENGTH = flags.DEFINE_integer("length", 256, "evaluate: tokens of a sequence.")
@@ -145,11 +145,8 @@ def _serve_jax() -> None:
 
 def _flops(config, shape, latents: int) -> dict[str, list[float]]:
   """[of a pass without SAEs, of each SAE], in ours and with hooks."""
-  attention = config.num_heads * config.head_dim
-  weights = 2 * (attention + config.num_kv_heads * config.head_dim)
-  weights = config.width * (weights + 3 * config.mlp_width)
-  layer = 2 * weights + 2 * attention * shape[1]  # half of the keys, on average
-  unembedding = 2 * config.width * config.vocab_size
+  layer = forward.flops_of_token(config, 1, shape[1])
+  unembedding = forward.unembedding_flops(config)
   sae = 4 * config.width * latents
   rows = shape[0] * shape[1]
   whole = rows * (config.num_layers * layer + unembedding)

@@ -225,7 +225,9 @@ def main() -> None:
     real_rows.write_rows(path)
     best = _tuned(_ours(path, pathlib.Path(name) / "run"), _OURS)
     if train_step.installed("sae_lens"):
-      worker = workers.Worker(__name__, "sae_lens", train_step.peers_python())
+      worker = workers.Worker(
+        __name__, "sae_lens", python=train_step.peers_python()
+      )
       best |= _tuned(_theirs(path, worker), _SAE_LENS)
       worker.close()
   _draw(best)

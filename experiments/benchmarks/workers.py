@@ -8,8 +8,10 @@ one's memory is its own.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -23,17 +25,22 @@ class Worker:
   """A rival's process.
 
   Args:
-    module: run as `python -m module name`.
+    module: run as `python -m module name argument ...`.
     name: which rival.
+    *arguments: of its command line.
     python: the interpreter, for a rival whose packages do not go with ours.
   """
 
-  def __init__(self, module: str, name: str, python: str = sys.executable):
+  def __init__(
+    self, module: str, name: str, *arguments: str, python: str = sys.executable
+  ):
     self._process = subprocess.Popen(
-      [python, "-m", module, name],
+      [python, "-m", module, name, *arguments],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      # Rivals may share a GPU.
+      env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},
     )
 
   def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -91,10 +98,36 @@ def _status_gib(field: str, process: int | str) -> float:
   return float("nan")
 
 
+def torch_device() -> str:
+  """Where a rival in torch runs: a GPU where it sees one."""
+  import torch
+
+  return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_device_gib() -> float:
+  """Torch's largest use of the GPU's memory so far; 0 without one.
+
+  Waits for the GPU, so that the time until then is that of the work.
+  """
+  import torch
+
+  if not torch.cuda.is_available():
+    return 0.0
+  torch.cuda.synchronize()
+  return torch.cuda.max_memory_allocated() / 2**30
+
+
+def device_gib() -> float:
+  """JAX's largest use of the first device's memory so far; 0 on the CPU."""
+  import jax
+
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get("peak_bytes_in_use", 0) / 2**30
+
+
 def machine() -> str:
   """One line on what this ran on."""
-  import os
-
   model = platform.processor() or platform.machine()
   cpuinfo = pathlib.Path("/proc/cpuinfo")
   if cpuinfo.exists():
@@ -102,4 +135,14 @@ def machine() -> str:
       if line.startswith("model name"):
         model = line.split(":", 1)[1].strip()
         break
-  return f"{os.cpu_count()} cores of {model}"
+  return ", ".join([*_gpus(), f"{os.cpu_count()} cores of {model}"])
+
+
+def _gpus() -> list[str]:
+  """The names of NVIDIA's GPUs here."""
+  if not shutil.which("nvidia-smi"):
+    return []
+  asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+  return subprocess.run(
+    asked, capture_output=True, text=True
+  ).stdout.splitlines()
