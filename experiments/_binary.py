@@ -13,7 +13,6 @@ from ml_collections import config_flags
 
 from experiments import _huge_pages
 from gemmascope_jax import parallel, training
-from gemmascope_jax.studies.interpretability.chat_endpoint import EndpointError
 
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show the whole traceback of an error."
@@ -33,7 +32,6 @@ _EXPLAINED = (
   ImportError,
   OSError,
   FloatingPointError,
-  EndpointError,
 )
 
 

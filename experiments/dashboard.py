@@ -19,7 +19,7 @@ from absl import flags
 from configs import default, quickstart
 from experiments import _binary
 from gemmascope_jax.dashboards import export, live, site
-from gemmascope_jax.experiment import dashboard, stored_config
+from gemmascope_jax.experiment import activations, dashboard, stored_config
 
 _SAE = flags.DEFINE_string("sae", "", "The SAE: PATH, or SITE=PATH.")
 _RUN = flags.DEFINE_string("run", "", "A run whose activations are used.")
@@ -97,10 +97,17 @@ def main(config, arguments) -> None:
 def _config(config):
   """The run's, the one that was given, or the quickstart's."""
   if _RUN.value:
-    if config is not None:
-      raise ValueError("--run and --config: expected one of them")
+    of_a_harvest = (_LM, _DATA, _WORKDIR)
+    given = [flag.name for flag in of_a_harvest if flag.value != flag.default]
+    given += ["config"] if config is not None else []
+    if given:
+      raise ValueError(
+        f"--run and --{given[0]}: expected one of them; the model and the texts"
+        " are those of the run"
+      )
     found = stored_config.read(_RUN.value, default.get_config())
     found.workdir = str(pathlib.Path(_RUN.value))
+    activations.open_rows(found)  # nothing is harvested into a run
     return found
   if config is None:
     config = quickstart.get_config()

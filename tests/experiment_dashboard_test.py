@@ -1,8 +1,14 @@
 """Pages from a config: a planted latent is on them, and what is refused."""
 
+import contextlib
+import shutil
+
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from experiments import dashboard as binary
 from gemmascope_jax import artifacts, experiment, gemma
 from gemmascope_jax import sae as saes
 from gemmascope_jax.dashboards import site
@@ -204,6 +210,34 @@ def test_what_makes_no_sense_is_refused(config, planted, pages, tmp_path):
   with pytest.raises(DeadSAEError, match="no latent of"):
     dashboard.build(config, str(tmp_path / "dead"), tmp_path / "no")
   assert not (tmp_path / "no").exists()
+
+
+@contextlib.contextmanager
+def _given(**values):
+  flags.FLAGS.mark_as_parsed()
+  try:
+    with flagsaver.flagsaver(**values):
+      yield
+  finally:
+    flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize("flag", ["lm", "data", "workdir"])
+def test_a_run_has_its_own_model_and_texts(flag):
+  with _given(run="runs/x", **{flag: "other"}):
+    with pytest.raises(ValueError, match=f"--run and --{flag}: expected one"):
+      binary._config(None)
+
+
+def test_nothing_is_harvested_into_a_run(config, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(config.workdir, copy)
+  shutil.rmtree(copy / "store")
+  before = sorted(copy.rglob("*"))
+  with _given(run=str(copy)):
+    with pytest.raises(FileNotFoundError, match="harvest"):
+      binary._config(None)
+  assert sorted(copy.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

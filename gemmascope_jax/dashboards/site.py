@@ -40,7 +40,6 @@ def write(
   *,
   explanations: Mapping[int, Mapping[str, Any]] | None = None,
   viewer: str | None = None,
-  live: bool = False,
 ) -> pathlib.Path:
   """Writes the pages.
 
@@ -53,7 +52,6 @@ def write(
       "by_firing", lists of [latent, score, its words]; taken one by one.
     explanations: {"explanation", "score"} of some latents; score: None.
     viewer: address of a latent's page elsewhere, "{}" in the latent's place.
-    live: whether a server with a model answers.
 
   Returns:
     The page to open.
@@ -93,7 +91,7 @@ def write(
     "per_chunk": PER_CHUNK,
     "explained": any(brief["explanation"] for brief in briefs),
     "viewer": viewer,
-    "live": live,
+    "live": False,  # a server with a model says otherwise, see `live`
   }
   _script(new / _MARK, "index", index)
   assets = importlib.resources.files(__package__) / "assets"

@@ -40,6 +40,10 @@ def test_log_axis_only_if_all_values_are_positive():
     assert not plotting.log_axis(axis, [-0.1, 3.0], (0.1, 0.1))
     assert axis.get_scale() == "linear"
     assert axis.axes.get_ylim() == pytest.approx((-0.41, 3.31))
+    axis = _axis()
+    before = axis.axes.get_ylim()
+    assert not plotting.log_axis(axis, [], (0.1, 0.1))
+    assert axis.axes.get_ylim() == before
 
 
 def test_ticks_are_plain_numbers():

@@ -39,7 +39,7 @@ _MOST_BYTES = 16 << 20
 _LONGEST_PAUSE = 60.0
 
 
-class EndpointError(RuntimeError):
+class EndpointError(ConnectionError):
   """The endpoint can't be used at all: wrong key, model or address."""
 
 

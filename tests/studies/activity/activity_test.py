@@ -7,6 +7,7 @@ from gemmascope_jax.studies import activity
 from gemmascope_jax.studies.activity import resampling, sample
 from gemmascope_jax.studies.activity.entries import on_device
 from gemmascope_jax.studies.activity.examples import Random
+from gemmascope_jax.studies.activity.tokens import TokenSums
 from gemmascope_jax.studies.estimate import ratio
 from tests.studies.activity import rows as made
 
@@ -116,6 +117,16 @@ def test_what_is_drawn_is_uniform():
   assert np.abs(deviation).max() < 4.5
   pairs = drawn.rows[:, 0] % 2 == drawn.rows[:, 1] % 2
   assert abs(pairs.mean() - 19 / 39) < 0.05
+
+
+def test_sums_leave_the_entries_as_they_were():
+  store = made.Rows(np.ones((20, 1)), [20], vocabulary=5)  # tokens repeat
+  block = next(sample.Sample.of(store, "res.1").blocks("", progress=False))
+  entries = activity.active(on_device(made.sae(np.ones((1, 3)))), block.x)
+  before = [array.copy() for array in entries]
+  TokenSums(3, 5).add(entries, block)
+  for array, expected in zip(entries, before, strict=True):
+    np.testing.assert_array_equal(array, expected)
 
 
 def test_several_saes_share_the_pass():

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments import _binary
 from gemmascope_jax.studies.interpretability import chat_endpoint
 from gemmascope_jax.studies.interpretability.chat import (
   ChatExplainer,
@@ -151,6 +152,7 @@ def test_a_wrong_key_or_address_ends_it(status):
     with pytest.raises(EndpointError, match=f"HTTP {status}.*a-model"):
       _endpoint(url, concurrency=2).ask_all([ASK] * 20)
   assert len(seen) < 20
+  assert issubclass(EndpointError, _binary._EXPLAINED)  # no traceback
 
 
 @pytest.mark.parametrize(
