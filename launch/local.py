@@ -12,11 +12,6 @@ on where it was, so after a crash the same command finishes the queue.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import pathlib
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +20,7 @@ import time
 from absl import app, flags
 
 from gemmascope_jax import artifacts
+from launch.runs import DONE, Run, plan
 
 _BINARY = flags.DEFINE_string("binary", "quickstart", "Module in experiments/.")
 _CONFIG = flags.DEFINE_string("config", None, "Config file.", required=True)
@@ -33,59 +29,6 @@ _RUN = flags.DEFINE_multi_string(
   "run", [], "Settings of one run: 'key=value key=value', without --config."
 )
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
-_DONE = "done.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One entry of the queue.
-
-  Attributes:
-    folder: work directory and log.
-    command: what is started.
-  """
-
-  folder: pathlib.Path
-  command: tuple[str, ...]
-
-  @property
-  def is_done(self) -> bool:
-    """Whether it finished, with this very command."""
-    path = self.folder / _DONE
-    if not path.exists():
-      return False
-    return artifacts.read_json(path)["command"] == list(self.command)
-
-
-def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:
-  """The queue of `--run` settings.
-
-  Raises:
-    ValueError: no run, one that is not key=value, or the same run twice.
-  """
-  if not settings:
-    raise ValueError("nothing to run: give at least one --run='key=value ...'")
-  runs = []
-  for setting in settings:
-    pairs = shlex.split(setting)
-    for pair in pairs:
-      if not re.fullmatch(r"[\w.]+=.*", pair, re.S):
-        raise ValueError(f"--run={setting!r}: {pair!r} is not key=value")
-    slug = re.sub(r"[^\w.=-]+", "_", "_".join(pairs))[:80]
-    digest = hashlib.sha256(setting.encode()).hexdigest()[:6]
-    folder = pathlib.Path(root) / f"{slug}_{digest}"
-    command = (
-      sys.executable,
-      "-m",
-      f"experiments.{binary}",
-      f"--config={config}",
-      f"--config.workdir={folder}",
-      *(f"--config.{pair}" for pair in pairs),
-    )
-    runs.append(Run(folder, command))
-  if len({run.folder for run in runs}) < len(runs):
-    raise ValueError("the same --run is given twice")
-  return runs
 
 
 def work(runs: list[Run], jobs: int) -> list[Run]:
@@ -109,7 +52,7 @@ def work(runs: list[Run], jobs: int) -> list[Run]:
           failed.append(run)
           print(f"FAILED   {run.folder}: exit status {process.returncode}")
           continue
-        artifacts.write_json(run.folder / _DONE, {"command": list(run.command)})
+        artifacts.write_json(run.folder / DONE, {"command": list(run.command)})
         print(f"finished {run.folder}", flush=True)
       time.sleep(0.2)
   finally:

@@ -1,0 +1,66 @@
+"""Runs: what a launcher starts, each in a work directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+import shlex
+import sys
+
+from gemmascope_jax import artifacts
+
+DONE = "done.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One entry of the queue.
+
+  Attributes:
+    folder: work directory and log.
+    command: what is started.
+  """
+
+  folder: pathlib.Path
+  command: tuple[str, ...]
+
+  @property
+  def is_done(self) -> bool:
+    """Whether it finished, with this very command."""
+    path = self.folder / DONE
+    if not path.exists():
+      return False
+    return artifacts.read_json(path)["command"] == list(self.command)
+
+
+def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:
+  """The queue of `--run` settings.
+
+  Raises:
+    ValueError: no run, one that is not key=value, or the same run twice.
+  """
+  if not settings:
+    raise ValueError("nothing to run: give at least one --run='key=value ...'")
+  runs = []
+  for setting in settings:
+    pairs = shlex.split(setting)
+    for pair in pairs:
+      if not re.fullmatch(r"[\w.]+=.*", pair, re.S):
+        raise ValueError(f"--run={setting!r}: {pair!r} is not key=value")
+    slug = re.sub(r"[^\w.=-]+", "_", "_".join(pairs))[:80]
+    digest = hashlib.sha256(setting.encode()).hexdigest()[:6]
+    folder = pathlib.Path(root) / f"{slug}_{digest}"
+    command = (
+      sys.executable,
+      "-m",
+      f"experiments.{binary}",
+      f"--config={config}",
+      f"--config.workdir={folder}",
+      *(f"--config.{pair}" for pair in pairs),
+    )
+    runs.append(Run(folder, command))
+  if len({run.folder for run in runs}) < len(runs):
+    raise ValueError("the same --run is given twice")
+  return runs
