@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +15,19 @@ from ml_collections import config_flags
 
 from experiments import _huge_pages
 from gemmascope_jax import parallel, training
+from gemmascope_jax.parallel import processes
 
 _TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show the whole traceback of an error."
 )
 _DISTRIBUTED = flags.DEFINE_string(
   "distributed",
-  "",
-  "Train in several processes: 'auto', or HOST:PORT,COUNT,INDEX in each; see"
+  "auto",
+  "In several processes: auto, on, off, or HOST:PORT,COUNT,INDEX in each; see"
   " `parallel.start`.",
+)
+_PEER_TIMEOUT = flags.DEFINE_integer(
+  "peer_timeout", 60, "Seconds without a sign of life: a process is lost."
 )
 # Errors that explain themselves; anything else is ours and shows its traceback.
 _EXPLAINED = (
@@ -35,12 +41,19 @@ _EXPLAINED = (
 )
 
 
-def run(stage: Callable[[Any], None], default: str | None = None) -> None:
+def run(
+  stage: Callable[[Any], None],
+  default: str | None = None,
+  *,
+  together: bool = False,
+) -> None:
   """Parses flags and calls `stage` with the locked config.
 
   Args:
     stage: the library call.
     default: config file if no `--config` is given; None: it has to be.
+    together: of several processes all call it; else the first does, and the
+      others wait.
   """
 
   def alone(config, arguments):
@@ -48,7 +61,7 @@ def run(stage: Callable[[Any], None], default: str | None = None) -> None:
       raise app.UsageError(f"unexpected arguments: {' '.join(arguments)}")
     stage(config)
 
-  run_commands(alone, default, required=default is None)
+  run_commands(alone, default, required=default is None, together=together)
 
 
 def run_commands(
@@ -56,6 +69,7 @@ def run_commands(
   default: str | None = None,
   *,
   required: bool = False,
+  together: bool = False,
 ) -> None:
   """`run` of a binary with commands of its own, which may need no config.
 
@@ -63,6 +77,7 @@ def run_commands(
     stage: takes the config, None if there is none, and the other arguments.
     default: see `run`.
     required: whether `--config` has to be given.
+    together: see `run`.
   """
   _huge_pages.use()
   config = config_flags.DEFINE_config_file(
@@ -77,28 +92,65 @@ def run_commands(
   def main(argv):
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
+    status = 1
     try:
-      parallel.start(_DISTRIBUTED.value)
-      stage(config.value, argv[1:])
-    except _EXPLAINED as error:
-      if _TRACEBACK.value:
-        raise
-      print(
-        f"\nerror: {error}\n(--traceback shows where it was raised)",
-        file=sys.stderr,
-      )
-      sys.exit(1)
-    except training.PreemptedError as error:
-      print(f"\nstopped: {error}", file=sys.stderr)
-      sys.exit(128 + error.signal)
-    except KeyboardInterrupt:
-      print(
-        "\nstopped; the same command goes on from what was saved last",
-        file=sys.stderr,
-      )
-      sys.exit(128 + signal.SIGINT)
+      status = _status(lambda: run_in_processes(config.value, argv[1:]))
+    finally:
+      _leave(status)
+
+  def run_in_processes(config, arguments):
+    found = parallel.start(_DISTRIBUTED.value, _PEER_TIMEOUT.value)
+    if found:
+      print(found, file=sys.stderr, flush=True)
+    if together:
+      stage(config, arguments)
+    else:
+      processes.by_the_first(lambda: stage(config, arguments))
+    processes.wait("the end")
 
   app.run(main, flags_parser=_parse)
+
+
+def _status(call: Callable[[], None]) -> int:
+  """Calls it; says on stderr what went wrong; the process's exit status."""
+  try:
+    call()
+  except training.PreemptedError as error:
+    print(f"\nstopped: {error}", file=sys.stderr)
+    return 128 + error.signal
+  except KeyboardInterrupt:
+    print(
+      "\nstopped; the same command goes on from what was saved last",
+      file=sys.stderr,
+    )
+    return 128 + signal.SIGINT
+  except Exception as error:
+    lost = parallel.lost_peer(error)
+    if _TRACEBACK.value or not (lost or isinstance(error, _EXPLAINED)):
+      raise
+    print(
+      f"\nerror: {lost or error}\n(--traceback shows where it was raised)",
+      file=sys.stderr,
+    )
+    return 1
+  return 0
+
+
+def _leave(status: int) -> None:
+  """Ends the process, of several at once if something is wrong.
+
+  Python's own end would first wait for the others, and they for this one.
+  """
+  parallel.last_words.keep()
+  asked_to = status == 128 + signal.SIGTERM  # then all are
+  if status and not asked_to and processes.are_several():
+    if sys.exc_info()[0] is not None:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  if status and sys.exc_info()[0] is None:
+    sys.exit(status)
 
 
 def _parse(arguments):

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import _binary
 from gemmascope_jax import experiment, report
+from gemmascope_jax.parallel import processes
 
 _STUDY = flags.DEFINE_list(
   "study",
@@ -34,6 +35,10 @@ def main(config) -> None:
       raise ValueError("--sae is for studies: say which, as --study=fidelity")
     print(report.terminal_table(experiment.evaluate(config)))
     return
+  processes.by_the_first(lambda: _study(config))
+
+
+def _study(config) -> None:
   found = experiment.study(config, _STUDY.value, _SAE.value)
   for name, result in found["results"].items():
     print(f"\n{name} ({found['seconds'][name]:.0f} s)")
@@ -46,4 +51,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-  _binary.run(main)
+  _binary.run(main, together=True)

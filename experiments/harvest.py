@@ -13,4 +13,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-  _binary.run(main)
+  _binary.run(main, together=True)

@@ -8,12 +8,18 @@ import time
 
 from experiments import _binary
 from gemmascope_jax import experiment, report
+from gemmascope_jax.parallel import processes
 
 _STAGES = (
   ("harvest", experiment.harvest),
   ("train", experiment.train),
   ("evaluate", experiment.evaluate),
-  ("report", experiment.make_report),
+  (
+    "report",
+    lambda config: processes.by_the_first(
+      lambda: experiment.make_report(config)
+    ),
+  ),
 )
 
 
@@ -46,4 +52,4 @@ Next:   another sparsity    --config.train.sparsity_coefficients='(2e-4,)'
 
 
 if __name__ == "__main__":
-  _binary.run(main, default="configs/quickstart.py")
+  _binary.run(main, default="configs/quickstart.py", together=True)

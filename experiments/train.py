@@ -14,4 +14,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-  _binary.run(main)
+  _binary.run(main, together=True)

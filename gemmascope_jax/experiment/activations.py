@@ -7,6 +7,8 @@ import re
 import socket
 from typing import Any
 
+import jax
+
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.serving.client import ServerStream
 from gemmascope_jax.data.stores import harvest as harvesting
@@ -16,6 +18,7 @@ from gemmascope_jax.data.tokens import rollouts, token_files
 from gemmascope_jax.data.tokens.packing import Windows
 from gemmascope_jax.experiment import runs, settings
 from gemmascope_jax.experiment.settings import Config
+from gemmascope_jax.parallel import processes
 
 LIVE = "live"
 SERVERS = ("grpc://", "grpc+tls://")
@@ -25,8 +28,9 @@ _STORE = "store.json"
 def harvest(config: Config) -> store.Store:
   """Text -> activations on disk.
 
-  Loads only the layers up to the last site. With `harvest.parts` this process
-  makes its part of the store and waits for the others. `config.runs` get a
+  Loads only the layers up to the last site. With `harvest.parts`, and of
+  several processes that were started together, this one makes its part of the
+  store and waits for the others. `config.runs` get a
   store too: the same one, where the settings that decide its content are.
 
   Returns:
@@ -75,14 +79,27 @@ def _harvest(config: Config) -> store.Store:
     root,
     policy,
     config=settings.resolved(config),
-    part=(config.harvest.part, config.harvest.parts),
-    mesh=settings.mesh(config),
+    part=_part(config),
+    mesh=settings.own_mesh(config),
     progress=config.progress,
     **arguments,
   )
   inside = not config.harvest.root
   _point(config, key, f"store/{plan.name}" if inside else root)
   return made
+
+
+def _part(config: Config) -> tuple[int, int]:
+  """(number, count): which part of a store this process makes."""
+  if config.harvest.parts == 1:
+    return jax.process_index(), jax.process_count()
+  if processes.are_several():
+    raise ValueError(
+      f"harvest.parts is {config.harvest.parts}, but {jax.process_count()}"
+      " processes were started together, which divide the store themselves:"
+      " leave it at 1, or start them alone (--distributed=off)"
+    )
+  return config.harvest.part, config.harvest.parts
 
 
 def _point(config: Config, key: str, root: str) -> None:
@@ -132,11 +149,11 @@ def _windows(config: Config, tokenizer) -> Windows:
   named = artifacts.fingerprint(
     [key, tokenizer.fingerprint, config.harvest.rows]
   )
-  part = (config.harvest.part, config.harvest.parts)
+  part = _part(config)
   folder = settings.workdir(config) / "tokens" / named
-  if config.harvest.parts > 1 and "://" in config.harvest.root:
+  if part[1] > 1 and "://" in config.harvest.root:
     part = (0, 1)
-  elif config.harvest.parts > 1:
+  elif part[1] > 1:
     folder = pathlib.Path(_stores(config)) / "tokens" / named
   return token_files.make(
     folder,

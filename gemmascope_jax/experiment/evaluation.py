@@ -14,6 +14,7 @@ from gemmascope_jax.data.text import texts
 from gemmascope_jax.experiment import activations, bench, members, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
+from gemmascope_jax.parallel import processes
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.studies import latents, sweep_fidelity
 
@@ -22,7 +23,11 @@ _LATENTS = "results/latents.json"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-  """SAEs -> results with standard errors, and releases named by their L0."""
+  """SAEs -> results with standard errors, and releases named by their L0.
+
+  Of several processes that share the work directory all call this: each
+  measures its share of the sequences, the first writes what is written once.
+  """
   settings.check(config)
   if config.runs:
     raise ValueError(
@@ -67,8 +72,18 @@ def evaluate(config: Config) -> dict[str, Any]:
       target_l0=config.evaluate.target_l0,
     ),
     batch=config.evaluate.batch,
+    together=processes.are_several(),
     progress=config.progress,
   )
+  processes.by_the_first(
+    lambda: _write(config, lm, saes, names, rows_store, study, common, before)
+  )
+  return artifacts.read_json(workdir / RESULT)
+
+
+def _write(config, lm, saes, names, rows_store, study, common, before) -> None:
+  """The result's files; `RESULT` last, which says that all others are there."""
+  workdir, site = settings.workdir(config), config.train.site
   study["tokens"] |= {
     "split": "held_out",
     "sources": list(settings.sources(config)),
@@ -107,11 +122,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     artifacts.write_json(
       latents_file, {"study": "latents", "format": 1} | common | described
     )
-  # Last: a result with its key says that everything before it is there.
   result = {"study": "fidelity", "format": 1} | common | study
   result["has_latents"] = latents_file.exists()
   artifacts.write_json(workdir / RESULT, result)
-  return result
 
 
 def result_key(config: Config, folders, rows_store) -> str:

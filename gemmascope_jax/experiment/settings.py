@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
@@ -155,14 +156,38 @@ def load_lm(config: Config, names: tuple[str, ...] | None = None):
 
 
 def mesh(config: Config) -> Mesh | None:
-  """The configured devices; None for the default one."""
-  axes = {
-    parallel.DATA: config.mesh.data,
-    parallel.MODEL: config.mesh.model,
-  }
+  """The configured devices, of all processes; None for the default one."""
+  axes = _axes(config)
+  return None if set(axes.values()) == {1} else parallel.make_mesh(axes)
+
+
+def own_mesh(config: Config) -> Mesh | None:
+  """This process's share of the configured devices; None for the default one.
+
+  For work that processes divide among them: each runs the model on its own
+  devices. Axis "data" is what is divided; one device is no mesh.
+
+  Raises:
+    ValueError: the axes can't be divided so.
+  """
+  count, axes = jax.process_count(), _axes(config)
+  if count == 1:
+    return mesh(config)
+  if jax.local_device_count() == 1 or set(axes.values()) == {1}:
+    return None
+  if axes[parallel.DATA] % count:
+    raise ValueError(
+      f"{count} processes, each with its own copy of the model, and mesh.data"
+      f" is {config.mesh.data}: expected a multiple of {count}"
+    )
+  axes[parallel.DATA] //= count
   if set(axes.values()) == {1}:
     return None
-  return parallel.make_mesh(axes)
+  return parallel.make_mesh(axes, jax.local_devices())
+
+
+def _axes(config: Config) -> dict[str, int]:
+  return {parallel.DATA: config.mesh.data, parallel.MODEL: config.mesh.model}
 
 
 def sources(config: Config) -> tuple[str, ...]:

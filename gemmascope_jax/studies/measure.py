@@ -22,6 +22,7 @@ import tqdm
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.parallel import processes
 from gemmascope_jax.studies import splice
 from gemmascope_jax.studies.records import (
   SiteRecord,
@@ -42,6 +43,7 @@ def measure(
   *,
   batch: int = 8,
   splice_special: bool = False,
+  together: bool = False,
   progress: bool = True,
 ) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
   """The records of all sequences.
@@ -56,6 +58,8 @@ def measure(
     folder: for what was measured.
     batch: sequences a forward pass.
     splice_special: see `splice.run_batch`.
+    together: of several processes all call this, with one folder, and each
+      measures its share of the batches.
     progress: show a progress bar.
 
   Returns:
@@ -78,16 +82,10 @@ def measure(
     for name, replacement in replacements.items()
   }
   key = artifacts.fingerprint(shared)
-  found, records = [], {name: [] for name in replacements}
-  bar = tqdm.tqdm(
-    total=len(tokens),
-    desc=f"splice {len(replacements)} at {site}",
-    unit="sequence",
-    disable=not progress or jax.process_index() > 0,
-  )
   parts = splice.batches(tokens, batch, policy.pad_id)
-  for number, part in enumerate(parts):
-    path = lambda key, number=number: folder / f"{key}_{number:05d}.npz"
+
+  def measured(number: int) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
+    path = lambda key: folder / f"{key}_{number:05d}.npz"
     record = _read(path(key), SiteRecord)
     known = {name: _read(path(k), SpliceRecord) for name, k in keys.items()}
     missing = [name for name, each in known.items() if each is None]
@@ -96,7 +94,7 @@ def measure(
         lm,
         site,
         {name: replacements[name] for name in missing},
-        part,
+        parts[number],
         policy,
         shift,
         splice_special=splice_special,
@@ -105,11 +103,25 @@ def measure(
       for name, each in new.items():
         _write(path(keys[name]), each)
       known |= new
-    found.append(record)
-    for name, each in known.items():
-      records[name].append(each)
-    bar.update(min(batch, len(tokens) - number * batch))
-  bar.close()
+    return record, known
+
+  rounds = [range(len(parts))]
+  if together:  # first its own share, and what the others left after that
+    rounds.insert(0, processes.turns(len(parts)))
+  for numbers in rounds:
+    found, records = [], {name: [] for name in replacements}
+    for number in tqdm.tqdm(
+      numbers,
+      desc=f"splice {len(replacements)} at {site}",
+      unit="batch",
+      disable=not progress or jax.process_index() > 0,
+    ):
+      record, known = measured(number)
+      found.append(record)
+      for name, each in known.items():
+        records[name].append(each)
+    if together:
+      processes.wait("measured")
   return (
     concatenate(found),
     {name: concatenate(each) for name, each in records.items()},

@@ -62,6 +62,7 @@ def run(
   *,
   baselines: Baselines | None = None,
   batch: int = 8,
+  together: bool = False,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Evaluates a sweep on held-out tokens.
@@ -77,6 +78,7 @@ def run(
     folder: for what is done so far, so that a kill loses one batch at most.
     baselines: see `Baselines`.
     batch: sequences a forward pass.
+    together: of several processes all call this, see `measure.measure`.
     progress: show a progress bar.
 
   Returns:
@@ -138,6 +140,7 @@ def run(
     mean,
     folder,
     batch=batch,
+    together=together,
     progress=progress,
   )
   extra = {

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts, parallel
+from gemmascope_jax.parallel import processes
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import families, fold, load, sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.sae.families.dictionary import Sample
 from gemmascope_jax.sae.sae import Params, SAEConfig
 from gemmascope_jax.sae.train_step import TrainState
-from gemmascope_jax.training import monitors, processes
+from gemmascope_jax.training import monitors
 from gemmascope_jax.training.units import Units
 
 # Rows from which data-dependent starting values are measured.

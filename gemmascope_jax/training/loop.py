@@ -27,10 +27,10 @@ from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts, metrics, throughput
 from gemmascope_jax.data.streams import feed
+from gemmascope_jax.parallel import processes
 from gemmascope_jax.training import (
   monitors,
   preemption,
-  processes,
   utilisation,
 )
 from gemmascope_jax.training.schedule import Schedule

@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 
 from gemmascope_jax import artifacts, checkpoints, metrics
 from gemmascope_jax.data.lock import write_lock
+from gemmascope_jax.parallel import processes
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae import sweep
 from gemmascope_jax.sae.config import Recipe
 from gemmascope_jax.training import (
   endpoints,
   loop,
-  processes,
   roster,
   trainee,
 )

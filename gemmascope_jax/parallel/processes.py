@@ -1,13 +1,19 @@
-"""Several processes that train one run together."""
+"""Several processes that are one program: who does what, and when all are here.
+
+Of one process alone, everything here does nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+
+_T = TypeVar("_T")
 
 
 def check(mesh: Mesh | None) -> None:
@@ -27,6 +33,11 @@ def check(mesh: Mesh | None) -> None:
     )
 
 
+def are_several() -> bool:
+  """Whether others were joined; touches no device."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_first() -> bool:
   """Whether this is the process that writes what is written once."""
   return jax.process_index() == 0
@@ -44,3 +55,20 @@ def wait(name: str) -> None:
   """Until every process is here; `name` says where."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def by_the_first(call: Callable[[], _T]) -> _T | None:
+  """Calls it in the first process, and the others wait until that is over.
+
+  Returns:
+    What it returned; None in the others, also if it raised.
+  """
+  try:
+    return call() if is_first() else None
+  finally:
+    wait("done by the first process")
+
+
+def turns(count: int) -> list[int]:
+  """Which of `count` pieces of work this process does: every n-th."""
+  return list(range(jax.process_index(), count, jax.process_count()))
