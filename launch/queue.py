@@ -2,39 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from gemmascope_jax import artifacts
+from launch import group
 from launch.runs import DONE, Run
 
+_ENDING_S = 60.0  # to save, of runs whose launcher is asked to end
 
-def work(runs: list[Run], jobs: int) -> list[Run]:
-  """Runs what is not done, `jobs` at a time; returns those that failed."""
+
+def work(runs: list[Run], jobs: int, processes: int = 1) -> list[Run]:
+  """Runs what is not done, `jobs` at a time; returns those that failed.
+
+  Args:
+    runs: the queue.
+    jobs: how many at a time.
+    processes: of each run, on loopback.
+  """
+  return list(failures(runs, jobs, processes))
+
+
+def failures(runs: list[Run], jobs: int, processes: int = 1) -> dict[Run, int]:
+  """`work`, with the exit status of each run that failed, in that order."""
   waiting = [run for run in runs if not run.is_done]
   print(f"{len(runs)} runs, {len(runs) - len(waiting)} already done")
-  active: dict[subprocess.Popen, Run] = {}
-  failed = []
-  try:
-    while waiting or active:
-      while waiting and len(active) < jobs:
-        run = waiting.pop(0)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with open(run.folder / "log.txt", "a", encoding="utf-8") as log:
-          process = subprocess.Popen(run.command, stdout=log, stderr=log)
-        active[process] = run
-        print(f"started  {run.folder} (log.txt)", flush=True)
-      for process in [each for each in active if each.poll() is not None]:
-        run = active.pop(process)
-        if process.returncode:
-          failed.append(run)
-          print(f"FAILED   {run.folder}: exit status {process.returncode}")
-          continue
-        artifacts.write_json(run.folder / DONE, {"command": list(run.command)})
-        print(f"finished {run.folder}", flush=True)
-      time.sleep(0.2)
-  finally:
-    for process in active:
-      process.send_signal(signal.SIGTERM)
+  logs = ", ".join(group.log_names(processes))
+  active: list[group.Group] = []
+  failed = {}
+  with _terminable():
+    try:
+      while waiting or active:
+        while waiting and len(active) < jobs:
+          run = waiting.pop(0)
+          active.append(group.Group(run, processes))
+          print(f"started  {run.folder} ({logs})", flush=True)
+        for each in [each for each in active if each.is_over()]:
+          active.remove(each)
+          folder = each.run.folder
+          if each.status:
+            failed[each.run] = each.status
+            which = f" of process {each.failed}" if processes > 1 else ""
+            print(f"FAILED   {folder}: exit status {each.status}{which}")
+            continue
+          artifacts.write_json(
+            folder / DONE, {"command": list(each.run.command)}
+          )
+          print(f"finished {folder}", flush=True)
+        time.sleep(0.2)
+    finally:
+      _end(active)
   return failed
+
+
+def _end(active: list[group.Group]) -> None:
+  """Asks what still runs to end, and waits while it saves."""
+  for each in active:
+    each.ask_to_end(_ENDING_S)
+  while not all(each.is_over() for each in active):
+    time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+  """SIGTERM ends the queue as Ctrl-C does: its runs are asked to end, too."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # only the main thread may handle signals
+    return
+
+  def end(number, frame):
+    del frame
+    sys.exit(128 + number)
+
+  before = signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

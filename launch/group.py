@@ -1,0 +1,131 @@
+"""The processes of one run on this machine: started, watched, ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from launch.runs import Run
+
+# A process that failed leaves the others so many seconds to notice and to say
+# so, as they do by themselves; then they are asked to end, and then killed.
+NOTICE_S = 20.0
+END_S = 10.0
+
+
+class Group:
+  """One run, started as one process or as several on loopback.
+
+  Attributes:
+    run: what was started.
+    status: exit status of the first process that failed, 128 + the signal if
+      one killed it; 0: none has failed.
+    failed: which process that was.
+  """
+
+  def __init__(
+    self,
+    run: Run,
+    count: int = 1,
+    *,
+    notice_s: float = NOTICE_S,
+    end_s: float = END_S,
+  ):
+    """Starts the processes; each appends to a log of its own.
+
+    Args:
+      run: what to start; its folder is made if need be.
+      count: processes. Each of several is told `--distributed=` the address of
+        the first, how many there are and which it is.
+      notice_s: seconds that the others have once one has failed.
+      end_s: seconds from being asked to end to being killed.
+    """
+    self.run, self.status, self.failed = run, 0, 0
+    self._notice_s, self._end_s = notice_s, end_s
+    self._kill_at: float | None = None
+    self._ask_at: float | None = None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    address = f"127.0.0.1:{free_port()}" if count > 1 else ""
+    self._processes = []
+    for index, log in enumerate(log_names(count)):
+      place = [f"--distributed={address},{count},{index}"] if address else []
+      with open(run.folder / log, "a", encoding="utf-8") as file:
+        self._processes.append(
+          subprocess.Popen(
+            [*run.command, *place],
+            stdout=file,
+            stderr=file,
+            env=os.environ | share_of_gpus(os.environ, count, index),
+          )
+        )
+
+  def is_over(self) -> bool:
+    """Whether all have ended; ends what is left of a group with a failure."""
+    now = time.monotonic()
+    for index, process in enumerate(self._processes):
+      code = process.poll()
+      if code and not self.status:
+        self.status, self.failed = code if code > 0 else 128 - code, index
+        self._ask_at = now + self._notice_s
+    if self._ask_at is not None and now >= self._ask_at:
+      self.ask_to_end()
+    if self._kill_at is not None and now >= self._kill_at:
+      self._signal(signal.SIGKILL)
+    return all(process.poll() is not None for process in self._processes)
+
+  def ask_to_end(self, seconds: float | None = None) -> None:
+    """SIGTERM: training saves first. Killed if that takes too long.
+
+    Args:
+      seconds: what is too long; None: `end_s`.
+    """
+    if self._kill_at is None:
+      self._kill_at = time.monotonic() + (seconds or self._end_s)
+      self._signal(signal.SIGTERM)
+
+  def _signal(self, number: signal.Signals) -> None:
+    for process in self._processes:
+      if process.poll() is None:
+        process.send_signal(number)
+
+
+def log_names(count: int) -> list[str]:
+  """Files in a run's folder, one for each process."""
+  return [f"log.{n}.txt" for n in range(count)] if count > 1 else ["log.txt"]
+
+
+def free_port() -> int:
+  """A port of loopback that nobody listens on."""
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
+
+
+def share_of_gpus(environment, count: int, index: int) -> dict[str, str]:
+  """The GPUs of one process of several: two can't compute on the same one.
+
+  Args:
+    environment: of the launcher; CUDA_VISIBLE_DEVICES lists the GPUs to share.
+    count: processes.
+    index: which one.
+
+  Returns:
+    What to change in its environment; nothing where no GPUs are listed.
+
+  Raises:
+    ValueError: they can't be shared evenly.
+  """
+  gpus = [
+    x for x in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if x
+  ]
+  if count == 1 or not gpus:
+    return {}
+  if len(gpus) % count:
+    raise ValueError(
+      f"CUDA_VISIBLE_DEVICES={','.join(gpus)}, which {count} processes can't"
+      f" share evenly: list a multiple of {count}"
+    )
+  return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index::count])}
