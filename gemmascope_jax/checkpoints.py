@@ -25,6 +25,17 @@ from gemmascope_jax import artifacts
 _FULL = ("RESOURCE_EXHAUSTED", "No space left", "File too large", "Disk quota")
 
 
+def barrier(name: str, timeout_s: int) -> None:
+  """Until every process has called this with `name`; no device takes part.
+
+  A process that is lost meanwhile ends this one, as `parallel.start` says.
+  """
+  from orbax.checkpoint import multihost
+
+  wait = multihost.get_barrier_sync_fn()
+  wait(key=name, timeout_ms=1000 * timeout_s)
+
+
 def is_checkpoint(path: str | os.PathLike) -> bool:
   """Whether a folder is itself an Orbax checkpoint of a tree of arrays."""
   path = pathlib.Path(path)

@@ -227,7 +227,7 @@ def _live_rows(config: Config) -> live.LiveRows:
       " windows one after the other; use 'bucket'"
     )
   sites = settings.trained_sites(config)
-  lm = settings.load_lm(config, sites)
+  lm = settings.load_lm(config, sites, one_copy=True)
   return live.LiveRows(
     lm,
     _windows(config, lm.tokenizer),

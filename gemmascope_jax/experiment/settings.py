@@ -129,10 +129,17 @@ def resolved(config: Config) -> dict[str, Any]:
   return {k: v for k, v in values.items() if k not in ("workdir", "progress")}
 
 
-def load_lm(config: Config, names: tuple[str, ...] | None = None):
+def load_lm(
+  config: Config,
+  names: tuple[str, ...] | None = None,
+  *,
+  one_copy: bool = False,
+):
   """The language model; with site names, only the layers they need.
 
-  With `lm.delta`, a fine-tune of it.
+  With `lm.delta`, a fine-tune of it. Of several processes each has a copy of
+  its own, for work that they divide; with `one_copy` they share one, and every
+  call of the model is made by all.
   """
   if config.lm.dtype not in _DTYPES:
     raise ValueError(
@@ -149,7 +156,7 @@ def load_lm(config: Config, names: tuple[str, ...] | None = None):
     config.lm.source,
     dtype=jnp.dtype(config.lm.dtype),
     num_layers=layers,
-    mesh=mesh(config),
+    mesh=mesh(config) if one_copy else own_mesh(config),
   )
   delta = config.lm.get("delta")
   return finetune.apply(lm, delta) if delta else lm

@@ -77,6 +77,7 @@ def start(how: str = AUTO, peer_timeout_s: int = 60) -> str:
     ) from error
   if jax.process_count() == 1:
     return ""
+  processes.meet()
   me = f"process {jax.process_index()} of {jax.process_count()}"
   last_words.promise(
     f"\nerror: {me}, on {socket.gethostname()}, ended abruptly: it was killed,"

@@ -13,7 +13,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from gemmascope_jax import checkpoints
+
 _T = TypeVar("_T")
+_WAIT_S = 30 * 24 * 3600  # one that died is noticed at once, by its heartbeat
 
 
 def check(mesh: Mesh | None) -> None:
@@ -51,10 +54,20 @@ def agreed(flags: Sequence[bool]) -> list[bool]:
   return [bool(flag) for flag in found]
 
 
-def wait(name: str) -> None:
-  """Until every process is here; `name` says where."""
+def meet() -> None:
+  """Connects the devices of all processes, when all are about to start.
+
+  The CPU's collectives give up if one process is half a minute late for the
+  first of them, and wait half an hour in later ones.
+  """
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+    multihost_utils.sync_global_devices("start")
+
+
+def wait(name: str) -> None:
+  """Until every process is here, however long that takes; `name` says where."""
+  if jax.process_count() > 1:
+    checkpoints.barrier(name, _WAIT_S)
 
 
 def by_the_first(call: Callable[[], _T]) -> _T | None:

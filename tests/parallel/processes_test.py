@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from gemmascope_jax import metrics, sae, training
-from gemmascope_jax.training import processes
+from gemmascope_jax.parallel import processes
 from tests.training import run_test
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
