@@ -61,7 +61,8 @@ def main(config, arguments) -> None:
   config = _config(config)
   if _LIVE.value:
     site.read_index(_LIVE.value)
-    live.serve(_LIVE.value, dashboard.reader(config, _SAE.value), _PORT.value)
+    reader = dashboard.reader(config, _SAE.value, _LIVE.value)
+    live.serve(_LIVE.value, reader, _PORT.value)
     return
   if not _OUT.value:
     raise ValueError("expected --out=FOLDER to write to")

@@ -167,6 +167,15 @@ def test_sentences_are_read_as_the_store_was(config, planted, lm):
   assert fires.tolist() == [False, True, False, True]
 
 
+def test_pages_are_served_with_their_own_sae(config, planted, pages, tmp_path):
+  assert dashboard.reader(config, str(planted), pages)("w4 w7")[1].any()
+  sae = saes.load(planted)
+  other = sae.replace(params=sae.params.replace(b_dec=sae.params.b_dec + 1))
+  gemma_scope.save(other, tmp_path / "other")
+  with pytest.raises(ValueError, match="pages are of the SAE with weights"):
+    dashboard.reader(config, str(tmp_path / "other"), pages)
+
+
 def test_an_export_of_some(config, planted, tmp_path):
   (path,) = dashboard.write_export(
     config,

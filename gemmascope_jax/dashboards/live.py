@@ -64,6 +64,29 @@ def start(
     ) from error
 
 
+def check_weights(folder: str | os.PathLike, weights: str) -> None:
+  """Refuses an SAE that is not the one the pages show.
+
+  Args:
+    folder: of `site.write`, with a row "weights" about the SAE.
+    weights: hash of the SAE's weights.
+
+  Raises:
+    FileNotFoundError: no pages in the folder.
+    ValueError: the pages are of other weights, or do not say of which.
+  """
+  about = {
+    name: value for name, value in site.read_index(folder)["sae"]["about"]
+  }
+  said = about.get("weights")
+  if said != weights:
+    raise ValueError(
+      f"the pages are of the SAE with weights {str(said)[:12]}..., and this one"
+      f" has {weights[:12]}...: give the SAE that {folder} was made of, or make"
+      " pages of this one"
+    )
+
+
 class _Answer:
   """Which of the latents that are shown fire on a sentence."""
 
@@ -78,6 +101,11 @@ class _Answer:
     if len(text) > _MOST:
       raise ValueError(
         f"the sentence has {len(text):,} characters: at most {_MOST:,}"
+      )
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+      raise ValueError(
+        "the sentence holds half of a character (a surrogate alone): expected"
+        " text that can be written as UTF-8"
       )
     with self._lock:
       pieces, values = self._reader(text)

@@ -178,14 +178,23 @@ def write_export(
   )
 
 
-def reader(config: Config, given: str) -> live.Reader:
+def reader(
+  config: Config, given: str, folder: str | os.PathLike | None = None
+) -> live.Reader:
   """Reads sentences for `live.serve`: the model up to the SAE's site.
 
   Args:
     config: the settings.
     given: the SAE, "PATH" or "SITE=PATH".
+    folder: of pages that have to be of this SAE; None: of any.
+
+  Raises:
+    FileNotFoundError: no SAE, or no pages there.
+    ValueError: an SAE of another model, or not the one that the pages show.
   """
   one = subjects.read(given)
+  if folder is not None:
+    live.check_weights(folder, weights_hash(one.sae))
   lm = settings.load_lm(config, (one.reads,))
   policy = settings.token_policy(config, lm.tokenizer)
   one.check(lm, policy)

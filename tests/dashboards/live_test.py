@@ -76,6 +76,7 @@ def test_pages_know_that_a_model_answers(server):
     ('{"text": 7}', "expected a string"),
     ("{", "Expecting property name"),
     (json.dumps({"text": "a" * 2_001}), "2,001 characters"),
+    ('{"text": "a\\ud800"}', "half of a character"),
     (json.dumps({"text": "a" * 20_000}), "bytes"),
   ],
 )
