@@ -15,6 +15,7 @@ import pytest
 import gemmascope_jax as gs
 from configs import default
 from gemmascope_jax import artifacts, experiment
+from gemmascope_jax.data import lock
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.experiment import (
   release_checking,
@@ -237,6 +238,34 @@ def test_the_same_again_and_after_any_cut_gives_the_same_bytes(
         release_checking.verify(out)
   assert writes > 10
   assert digests(out) == before
+
+
+@pytest.mark.parametrize(
+  ("options", "says"),
+  [
+    ({"licence": "mit"}, "licence 'cc-by-4.0', not 'mit'"),
+    ({}, "licence 'cc-by-4.0', not ''"),
+    (
+      {"licence": "cc-by-4.0", "format": "saelens"},
+      "weights in the format 'gemma_scope', not 'saelens'",
+    ),
+  ],
+)
+def test_a_release_does_not_change_its_licence_or_format(
+  run, made, tmp_path, options, says
+):
+  root, _ = _copy(made, tmp_path)
+  before = digests(root)
+  with pytest.raises(ValueError, match=f"{says}; .* another --out"):
+    releasing.release(run, root, **options)
+  assert digests(root) == before
+
+
+def test_two_at_once_do_not_mix(run, tmp_path):
+  with lock.write_lock(tmp_path / "r", folder.LOCK):
+    with pytest.raises(lock.LockedError, match="is being written by process"):
+      releasing.release(run, tmp_path / "r", wanted=["res/*"])
+  releasing.release(run, tmp_path / "r", wanted=["res/*"])
 
 
 def test_members_can_be_chosen(run, tmp_path):

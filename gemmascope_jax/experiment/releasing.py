@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemmascope_jax import artifacts, releases
+from gemmascope_jax.data import lock
 from gemmascope_jax.data.text import texts
 from gemmascope_jax.experiment import (
   release_losses,
@@ -55,8 +56,10 @@ def release(
 
   Raises:
     ValueError: an unknown licence or format, an SAE that it cannot hold, a
-      folder that holds something else, or what `release_sources.choose` raises.
+      folder that holds something else or a release in another format or under
+      another licence, or what `release_sources.choose` raises.
     FileNotFoundError: see there.
+    LockedError: another process is writing this release.
   """
   cards.check_licence(licence)
   if format not in releases.FORMATS:
@@ -64,11 +67,12 @@ def release(
       f"--format={format}: expected one of {', '.join(releases.FORMATS)}"
     )
   root = pathlib.Path(out)
-  folder.check_target(root)  # before anything heavy
+  terms = {"weights_format": format, "licence": licence or None}
+  folder.check_target(root, about=terms)  # before anything heavy
   chosen = release_sources.choose(config, wanted, format)
   bench, subjects = chosen.bench, chosen.subjects
   hashes = {one.name: weights_hash(one.sae) for one in subjects}
-  folder.check_target(root, hashes.values())
+  folder.check_target(root, hashes.values(), terms)
   readings = reconstruction.measure(
     bench.lm,
     subjects,
@@ -87,46 +91,47 @@ def release(
       (about.site or one.reads, about.target_site, one.sae.width, l0)
     )
   places = folder.places(named)
-  folder.begin(root, places)
-  model, training = _model(bench), _training(bench)
-  tokens = _tokens(bench, chosen.checked)
-  found = {}
-  order = sorted(range(len(named)), key=lambda i: _order(*named[i]))
-  for place, one in ((places[i], subjects[i]) for i in order):
-    measured, code = metrics[one.name]
-    made = cards.make(
-      one.sae,
-      name=one.name,
-      model=model,
-      training=training,
-      evaluation={"metrics": measured, "tokens": tokens, "code": code},
-      licence=licence,
+  with lock.write_lock(root, folder.LOCK):
+    folder.check_target(root, hashes.values(), terms)
+    folder.begin(root, places, terms)
+    model, training = _model(bench), _training(bench)
+    tokens = _tokens(bench, chosen.checked)
+    found = {}
+    order = sorted(range(len(named)), key=lambda i: _order(*named[i]))
+    for place, one in ((places[i], subjects[i]) for i in order):
+      measured, code = metrics[one.name]
+      made = cards.make(
+        one.sae,
+        name=one.name,
+        model=model,
+        training=training,
+        evaluation={"metrics": measured, "tokens": tokens, "code": code},
+        licence=licence,
+      )
+      where = root / place
+      sequences = vars(readings[one.name]) | {
+        "sequences": agreement.keys(bench.tokens)
+      }
+      found[place] = _write(where, one.sae, made, sequences, format)
+    artifacts.write_text(root / folder.README, readme.render(found, format))
+    index = folder.finish(
+      root,
+      {
+        **terms,
+        "model": model,
+        "token_policy": bench.policy.to_dict(),
+        "code": artifacts.code_version(),
+        "saes": [
+          {
+            "folder": place,
+            "name": each["name"],
+            "weights_hash": each["sae"]["weights_hash"],
+            "l0": each["evaluation"]["metrics"]["l0"]["mean"],
+          }
+          for place, each in found.items()
+        ],
+      },
     )
-    where = root / place
-    sequences = vars(readings[one.name]) | {
-      "sequences": agreement.keys(bench.tokens)
-    }
-    found[place] = _write(where, one.sae, made, sequences, format)
-  artifacts.write_text(root / folder.README, readme.render(found, format))
-  index = folder.finish(
-    root,
-    {
-      "weights_format": format,
-      "licence": licence or None,
-      "model": model,
-      "token_policy": bench.policy.to_dict(),
-      "code": artifacts.code_version(),
-      "saes": [
-        {
-          "folder": place,
-          "name": each["name"],
-          "weights_hash": each["sae"]["weights_hash"],
-          "l0": each["evaluation"]["metrics"]["l0"]["mean"],
-        }
-        for place, each in found.items()
-      ],
-    },
-  )
   return {
     "index": index,
     "cards": found,
@@ -160,6 +165,9 @@ def _write(where, sae, card, sequences, format) -> dict[str, Any]:
   about = {"format": format, "code": artifacts.code_version()}
   files = _whole(where, card["sae"]["weights_hash"], about)
   if files is None:
+    # Of this release, and not whole: a save that was cut short.
+    for path in where.glob("*"):
+      path.unlink()
     releases.save(sae, where, format)
     files = {
       path.relative_to(where).as_posix(): folder.describe_file(path)

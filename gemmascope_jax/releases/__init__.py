@@ -18,6 +18,7 @@ from gemmascope_jax.releases import (
   gemma_scope,
   hub,
   names,
+  target,
 )
 from gemmascope_jax.sae.sae import SAE
 
@@ -32,16 +33,21 @@ def save(
   Args:
     sae: a finished SAE.
     path: folder; for the released layout below a root, join it with
-      `gemma_scope.folder_name(layer, width, measured_l0)`.
+      `gemma_scope.folder_name(layer, width, measured_l0)`. What the same format
+      wrote there before is replaced.
     format: one of `FORMATS`.
 
   Returns:
     The folder written.
 
   Raises:
-    ValueError: an unknown format, or one that cannot hold such an SAE.
+    ValueError: an unknown format, or one that cannot hold such an SAE; a folder
+      with files of another format or of somebody else, see `target.check`.
   """
-  return _format(format).save(sae, path)
+  found = _format(format)
+  found.check(sae)
+  target.check(sae, pathlib.Path(path), format)
+  return found.save(sae, path)
 
 
 def check(sae: SAE, format: str) -> None:

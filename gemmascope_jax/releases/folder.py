@@ -31,6 +31,7 @@ README = "README.md"
 CARD = "card.json"
 SEQUENCES = "per_sequence.json"
 UNFINISHED = "unfinished.json"
+LOCK = ".writing.lock"
 _ASIDE = ".incomplete"  # of a write that was killed; see `artifacts`
 
 
@@ -96,16 +97,21 @@ def inside(root: pathlib.Path, name: Any) -> pathlib.Path:
 
 
 def check_target(
-  root: str | os.PathLike, weights: Iterable[str] | None = None
+  root: str | os.PathLike,
+  weights: Iterable[str] | None = None,
+  about: Mapping[str, Any] | None = None,
 ) -> None:
   """Refuses to write a release over anything else.
 
   Args:
     root: where it is to be.
     weights: hashes of the weights of its SAEs; None: not known yet.
+    about: its "weights_format" and "licence", which the release that is there
+      has to have too; None: any.
 
   Raises:
-    ValueError: the folder holds what is not a release's, or another's SAEs.
+    ValueError: the folder holds what is not a release's, another's SAEs, or a
+      release in another format or under another licence.
   """
   root = pathlib.Path(root)
   if root.exists() and not root.is_dir():
@@ -131,6 +137,17 @@ def check_target(
       f" {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''};"
       " choose another --out, or move that away"
     )
+  for key, value in (about or {}).items():
+    for name in (INDEX, UNFINISHED):
+      there = (
+        artifacts.read_json(root / name) if _describes(root / name) else {}
+      )
+      if there.get(key, value) != value:
+        raise ValueError(
+          f"{root} is a release with {_SAID[key]} {there[key] or ''!r}, not"
+          f" {value or ''!r}; give it that again, choose another --out, or delete"
+          " the folder to make it anew"
+        )
   if weights is None:
     return
   wanted = set(weights)
@@ -147,12 +164,30 @@ def check_target(
     )
 
 
-def begin(root: pathlib.Path, folders: Sequence[str]) -> None:
-  """Says that a release is being written, and removes what moved."""
+_SAID = {"weights_format": "weights in the format", "licence": "licence"}
+
+
+def begin(
+  root: pathlib.Path,
+  folders: Sequence[str],
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Says that a release is being written, and removes what moved.
+
+  Args:
+    root: where.
+    folders: of its SAEs.
+    about: as for `check_target`, for the command that goes on.
+  """
   known = {path.relative_to(root).as_posix() for path in _planned(root)}
   artifacts.write_json(
     root / UNFINISHED,
-    {"what": WHAT, "format": FORMAT, "folders": sorted({*known, *folders})},
+    {
+      "what": WHAT,
+      "format": FORMAT,
+      "folders": sorted({*known, *folders}),
+      **(about or {}),
+    },
   )
   cards = {
     path.parent.relative_to(root).as_posix() for path in root.rglob(CARD)

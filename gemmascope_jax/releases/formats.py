@@ -80,9 +80,9 @@ FORMATS: dict[str, Format] = {
   ),
 }
 
-_SUFFIXES = (".npz", ".safetensors", ".pt")
+SUFFIXES = (".npz", ".safetensors", ".pt")
 _DEEPEST = 4  # folders of a release below its root
-_NOT_ARRAYS = ("examples.safetensors", "sparsity.safetensors")
+NOT_ARRAYS = ("examples.safetensors", "sparsity.safetensors")
 
 
 def recognise(path: str | os.PathLike) -> str | None:
@@ -102,7 +102,7 @@ def _arrays_of(path: pathlib.Path) -> pathlib.Path | None:
   files = [
     file
     for file in sorted(path.iterdir())
-    if file.suffix in _SUFFIXES and file.name not in _NOT_ARRAYS
+    if file.suffix in SUFFIXES and file.name not in NOT_ARRAYS
   ]
   first = (gemma_scope.ARRAYS, saelens.ARRAYS, dictionary_learning.ARRAYS)
   return min(files, key=lambda file: file.name not in first, default=None)
@@ -116,7 +116,7 @@ def below(path: str | os.PathLike, most: int = 3) -> list[str]:
     depth = len(pathlib.Path(folder).relative_to(path).parts)
     if depth >= _DEEPEST:
       subfolders.clear()
-    if any(name.endswith(_SUFFIXES) for name in files):
+    if any(name.endswith(SUFFIXES) for name in files):
       found.append(folder)
     if len(found) == most:
       break

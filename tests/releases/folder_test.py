@@ -163,5 +163,7 @@ def test_what_has_another_name_now_is_removed_and_what_was_cut_is_known(
   (tmp_path / "x/z").mkdir(parents=True)
   (tmp_path / "x/z/params.npz").write_text("half a release")
   folder.check_target(tmp_path, ["w"])  # may go on
-  folder.begin(tmp_path, ["x/q"])
+  folder.begin(tmp_path, ["x/q"], {"licence": "mit"})
+  with pytest.raises(ValueError, match="licence 'mit', not '';"):
+    folder.check_target(tmp_path, ["w"], {"licence": None})
   assert not (tmp_path / "x/z").exists()

@@ -21,6 +21,7 @@ from gemmascope_jax.releases import (
   torch_file,
 )
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
+from tests.digests import digests
 
 D, M = 6, 20
 
@@ -315,6 +316,31 @@ def test_what_a_format_cannot_hold_is_not_written(tmp_path, format, sae_, says):
     releases.save(sae_, tmp_path / "a", format)
   assert not (tmp_path / "a").exists()
   releases.check(sae_, "gemma_scope")
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+  """Somebody else's files, and another format's."""
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "notes.txt").write_text("mine")
+  for format in ("dictionary_learning", "gemma_scope"):
+    with pytest.raises(ValueError, match="holds config.json.* another folder"):
+      releases.save(_sae(), tmp_path, format)
+  assert (tmp_path / "config.json").read_text() == "{}"
+  (tmp_path / "config.json").unlink()
+  (tmp_path / "params.npz").write_bytes(b"somebody else's")
+  with pytest.raises(ValueError, match="without the sae.json that is written"):
+    releases.save(_sae(), tmp_path)
+  assert (tmp_path / "params.npz").read_bytes() == b"somebody else's"
+  (tmp_path / "params.npz").unlink()
+  releases.save(_sae(), tmp_path)
+  before = digests(tmp_path)
+  for format in ("gemma_scope_2", "saelens", "dictionary_learning"):
+    with pytest.raises(ValueError, match=f"holds params.npz, which '{format}'"):
+      releases.save(_sae(), tmp_path, format)
+  assert digests(tmp_path) == before
+  releases.save(_sae(), tmp_path)  # the same again
+  with pytest.raises(ValueError, match="is a file: expected a folder"):
+    releases.save(_sae(), tmp_path / "notes.txt")
 
 
 def test_a_folder_of_transcoders_is_of_one_model(tmp_path):
