@@ -7,8 +7,8 @@ python -m experiments.release verify releases/mine --lm=demo
 python -m experiments.release push releases/mine --push=USER/NAME --dry_run
 
 The first command goes on where it was stopped, and --push=USER/NAME uploads
-what it wrote as well. Exit status of `verify`: 0, or 1 if the release does not
-do what its cards say.
+what it wrote as well. Exit status of `verify`: 0, or 1 if a file, the README, L0
+or FVU is not as the index and the cards say; losses are not measured again.
 """
 
 import pathlib
@@ -106,7 +106,11 @@ def verify(path: str) -> None:
   wrong = sum(not line.ok for line in lines)
   if wrong:
     sys.exit(f"{path}: {wrong} of {len(lines)} lines are not as they should be")
-  print(f"{path} does what its cards say")
+  print(
+    f"{path}: files as indexed, README as its cards give, L0 and FVU as its"
+    " cards say. Not measured again: losses, and latents that are silent or"
+    " dead; the hashes don't say who made the release"
+  )
 
 
 def upload(path: str) -> None:

@@ -24,7 +24,7 @@ from gemmascope_jax.experiment import (
 )
 from gemmascope_jax.gemma import sites
 from gemmascope_jax.releases import card as cards
-from gemmascope_jax.releases import folder, formats, gemma_scope
+from gemmascope_jax.releases import folder, formats, gemma_scope, readme
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig, weights_hash
 from tests import experiment_test
 from tests.digests import digests
@@ -181,19 +181,19 @@ def test_no_path_of_this_machine_is_published(run, made):
 
 def test_the_readme_is_a_model_card_of_the_hub(made):
   root, found = made
-  readme = (root / folder.README).read_text()
-  about = huggingface_hub.ModelCard(readme).data
+  page = (root / folder.README).read_text()
+  about = huggingface_hub.ModelCard(page).data
   assert about.license == "cc-by-4.0" and about.library_name == "gemmascope_jax"
   assert "sparse-autoencoder" in about.tags
   for name, card in found["cards"].items():
     (row,) = [
-      line for line in readme.splitlines() if line.startswith(f"| `{name}` ")
+      line for line in page.splitlines() if line.startswith(f"| `{name}` ")
     ]
     delta = card["evaluation"]["metrics"]["delta_loss"]
     said = re.search(r"(-?[\d.]+)\s±\s([\d.]+)", row.split("|")[7])
     assert float(said[1]) == pytest.approx(delta["mean"], abs=delta["stderr"])
     assert float(said[2]) == pytest.approx(delta["stderr"], rel=0.1)
-  code = re.search(r"```python\n(.*?)```", readme, re.S)[1]
+  code = re.search(r"```python\n(.*?)```", page, re.S)[1]
   lm_acts = np.zeros(
     (2, found["cards"][list(found["cards"])[0]]["sae"]["site_width"])
   )
@@ -205,7 +205,7 @@ def test_the_readme_is_a_model_card_of_the_hub(made):
   finally:
     os.chdir(before)
   assert scope["latents"].shape == (2, 96)
-  assert "the user's own text" in readme and "640 activations" in readme
+  assert "the user's own text" in page and "640 activations" in page
 
 
 def test_the_same_again_and_after_any_cut_gives_the_same_bytes(
@@ -377,9 +377,14 @@ def _copy(made, tmp_path):
   return tmp_path / "copy", list(found["cards"])
 
 
-def _index_again(root):
+def _index_again(root, rendered=True):
   """As somebody would who wants a change to go unnoticed."""
   index = artifacts.read_json(root / folder.INDEX)
+  if rendered:
+    names = [each["folder"] for each in index["saes"]]
+    found = {name: cards.read(root / name / folder.CARD) for name in names}
+    text = readme.render(found, index["weights_format"])
+    artifacts.write_text(root / folder.README, text)
   for name in ("what", "format", "files"):
     del index[name]
   for each in index["saes"]:
@@ -445,6 +450,61 @@ def test_forged_cards_and_other_policies_are_found(run, made, tmp_path):
   assert "were not measured" in bad[1]
 
 
+@pytest.mark.parametrize("what", ["readme", "silent", "stderr", "index"])
+def test_numbers_that_nothing_gives_are_found(run, made, tmp_path, what):
+  """Files that were hashed again after a number in them was changed."""
+  root, names = _copy(made, tmp_path)
+  file = root / names[0] / folder.CARD
+  card = artifacts.read_json(file)
+  metrics = card["evaluation"]["metrics"]
+  if what == "readme":
+    metrics["delta_loss"]["mean"] = 1e-5
+    says = r"README.md: line \d+ is not what the cards give"
+  elif what == "silent":
+    metrics["silent"]["mean"] = 0.0
+    says = "its card's silent are not those of its sequences"
+  elif what == "stderr":
+    metrics["l0"]["stderr"] = 1e-9
+    says = "its card's L0 are not those of its sequences"
+  else:
+    says = "the index says L0 1.0, but its card 3.0"
+  artifacts.write_json(file, card)
+  _index_again(root, rendered=what != "readme")
+  if what == "index":
+    index = artifacts.read_json(root / folder.INDEX)
+    index["saes"][0]["l0"] = 1.0
+    artifacts.write_json(root / folder.INDEX, index)
+  (line,) = _bad(_verify(root, run))
+  assert re.search(says, line), line
+
+
+@pytest.mark.parametrize("metrics", [None, {"l0": None}, {"l0": {"mean": "x"}}])
+def test_a_card_without_numbers_is_said(run, made, tmp_path, metrics):
+  root, names = _copy(made, tmp_path)
+  file = root / names[0] / folder.CARD
+  card = artifacts.read_json(file)
+  card["evaluation"]["metrics"] = metrics
+  artifacts.write_json(file, card)
+  _index_again(root, rendered=False)
+  bad = "\n".join(_bad(_verify(root, run)))
+  assert f"FAIL  {names[0]}: can't be loaded:" in bad
+  assert re.search("card.json: evaluation.metrics.* is .*, expected", bad)
+
+
+@pytest.mark.parametrize(
+  "name", [".payload", "res/.hidden/params.npz", "x.incomplete"]
+)
+def test_a_hidden_file_is_an_added_one(run, made, tmp_path, name):
+  root, _ = _copy(made, tmp_path)
+  (root / name).parent.mkdir(parents=True, exist_ok=True)
+  (root / name).write_text("surprise")
+  (root / ".gitattributes").write_text("the Hub's own")
+  (root / ".cache/huggingface").mkdir(parents=True)
+  (root / ".cache/huggingface/x.metadata").write_text("of a download")
+  (line,) = _bad(_verify(root, run))
+  assert line == f"FAIL  {name}: is not in the index: it was added"
+
+
 def test_another_model_or_tokenizer_is_said(run, made, tmp_path):
   root, _ = made
   params = tiny_files.random_params()
@@ -470,8 +530,6 @@ def test_the_command_says_with_its_exit_code(made, tmp_path):
 
 
 def test_names_are_never_markup(made, tmp_path):
-  from gemmascope_jax.releases import readme
-
   _, found = made
   name, card = next(iter(found["cards"].items()))
   card = json.loads(json.dumps(card))

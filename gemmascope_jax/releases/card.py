@@ -137,7 +137,8 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is none.
-    ValueError: it is damaged, or of a newer version; names the file.
+    ValueError: it is damaged, lacks a number that every card has, or is of a
+      newer version; names the file.
   """
   card = artifacts.read_json(path)
   if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -149,7 +150,35 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   lacks = [key for key in _SECTIONS if not isinstance(card.get(key), dict)]
   if lacks:
     raise ValueError(f"{path} lacks {', '.join(lacks)}: fetch it again")
+  metrics = card["evaluation"].get("metrics")
+  if not isinstance(metrics, dict):
+    raise ValueError(
+      f"{path}: evaluation.metrics is {metrics!r}, expected numbers by name:"
+      " fetch it again"
+    )
+  for name in METRICS:
+    found = metrics.get(name)
+    if not (isinstance(found, dict) and _is_number(found.get("mean"))):
+      raise ValueError(
+        f"{path}: evaluation.metrics.{name} is {found!r}, expected a mean, its"
+        " stderr and n: fetch it again"
+      )
   return card
+
+
+# Which every card has.
+METRICS = (
+  "l0",
+  "fvu",
+  "delta_loss",
+  "loss_recovered",
+  "loss_clean",
+  "silent",
+)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _SECTIONS = ("sae", "model", "token_policy", "evaluation", "files")

@@ -295,21 +295,34 @@ def damage(root: pathlib.Path, index: Mapping[str, Any]) -> dict[str, str]:
       else f"has sha256 {hashes[name][:12]}..., expected"
       f" {each['sha256'][:12]}...: it was changed"
     )
-  for path in _held(root):
+  for path in _files(root):
     name = path.relative_to(root).as_posix()
-    if name not in index["files"] and name != INDEX:
+    if name not in index["files"] and name != INDEX and not _is_tools(name):
       found[name] = "is not in the index: it was added"
   return found
 
 
+def _files(root: pathlib.Path) -> list[pathlib.Path]:
+  """All files below."""
+  return sorted(
+    path for path in root.rglob("*") if path.is_file() or path.is_symlink()
+  )
+
+
 def _held(root: pathlib.Path) -> list[pathlib.Path]:
   """All files below, but for hidden ones and writes that were killed."""
-  return sorted(
+  return [
     path
-    for path in root.rglob("*")
-    if (path.is_file() or path.is_symlink())
-    and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    for path in _files(root)
+    if not any(part.startswith(".") for part in path.relative_to(root).parts)
     and not path.name.endswith(_ASIDE)
+  ]
+
+
+def _is_tools(name: str) -> bool:
+  """Whether git or the Hub's client put a file there."""
+  return name == ".gitattributes" or name.startswith(
+    (".git/", ".cache/huggingface/")
   )
 
 

@@ -306,7 +306,7 @@ def _checking(card) -> str:
 python -m experiments.release verify PATH {options}
 ```
 
-compares them, loads every SAE, measures L0 and FVU again and says whether each still does what its card says."""
+compares them, makes this page again from the cards, loads every SAE and compares its L0 and FVU, measured again, with its card's. Losses are not measured again."""
 
 
 def _sources(names: Sequence[str], licences: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from gemmascope_jax import artifacts
 from gemmascope_jax import sae as saes
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.releases import card as cards
-from gemmascope_jax.releases import folder
+from gemmascope_jax.releases import folder, readme
 from gemmascope_jax.sae.sae import SAE, weights_hash
 
 
@@ -83,16 +84,53 @@ def read(root: str | os.PathLike) -> Release:
       continue
     try:
       card, sae, arrays = _load(root / name)
+      wrong = _mismatch(card, sae, each)
     except (ValueError, KeyError, TypeError, OSError) as error:
       lines.append(Line(False, name, f"can't be loaded: {error}"))
       continue
-    wrong = _mismatch(card, sae, each)
     if wrong:
       lines.append(Line(False, name, wrong))
       continue
     found.cards[name], found.saes[name] = card, sae
     found.measured[name] = arrays
+  if len(found.cards) == len(index["saes"]) and folder.README not in damage:
+    lines.append(_readme(found))
   return found
+
+
+def _readme(found: Release) -> Line:
+  """Whether the README is what the cards give."""
+  try:
+    made = readme.render(found.cards, found.index["weights_format"])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    return Line(
+      False,
+      folder.README,
+      "can't be made again from the cards, as one of them lacks something or"
+      f" holds what it should not: {type(error).__name__}: {error}",
+    )
+  path = found.root / folder.README
+  if not path.is_file():
+    return Line(False, folder.README, "is missing")
+  there = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  lines = itertools.zip_longest(there, made.splitlines())
+  for number, (ours, theirs) in enumerate(lines, 1):
+    if ours != theirs:
+      return Line(
+        False,
+        folder.README,
+        f"line {number} is not what the cards give: {_short(ours)}, expected"
+        f" {_short(theirs)}; it or a card was changed, or it was made by another"
+        f" version ({found.index.get('code')}; this is"
+        f" {artifacts.code_version()})",
+      )
+  return Line(True, folder.README, "what the cards give, word by word")
+
+
+def _short(line: str | None) -> str:
+  if line is None:
+    return "no such line"
+  return repr(line if len(line) <= 200 else f"{line[:200]}...")
 
 
 def _load(where: pathlib.Path):
@@ -121,6 +159,9 @@ def _mismatch(card, sae: SAE, listed: Mapping[str, Any]) -> str:
       f" {said['weights_hash'][:12]}... and the index of"
       f" {str(listed['weights_hash'])[:12]}...: another SAE's file or card"
     )
+  l0 = card["evaluation"]["metrics"]["l0"]["mean"]
+  if listed.get("l0") != l0:
+    return f"the index says L0 {listed.get('l0')!r}, but its card {l0!r}"
   for name in ("site", "target_site", "k"):
     ours = getattr(config, name)
     if ours is not None and ours != said[name]:
