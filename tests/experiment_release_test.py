@@ -464,8 +464,8 @@ def test_numbers_that_nothing_gives_are_found(run, made, tmp_path, what):
     metrics["silent"]["mean"] = 0.0
     says = "its card's silent are not those of its sequences"
   elif what == "stderr":
-    metrics["l0"]["stderr"] = 1e-9
-    says = "its card's L0 are not those of its sequences"
+    metrics["fvu"]["stderr"] /= 10
+    says = "its card's FVU are not those of its sequences"
   else:
     says = "the index says L0 1.0, but its card 3.0"
   artifacts.write_json(file, card)

@@ -17,6 +17,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemmascope_jax.gemma import kv_cache, sites
 from gemmascope_jax.gemma.attention import Attention
@@ -249,7 +250,7 @@ def forward(
     params: its parameters; only layers that run need to be there. Their dtype
       (float32 or bfloat16) is that of the activations; norms and softmax are
       computed in float32 whatever it is.
-    tokens: int [S, T].
+    tokens: int [S, T], of the vocabulary; that is checked of NumPy's arrays.
     taps: sites to return, such as "res.12".
     edits: for each site to replace, a pure function [S, T, width] -> the same
       shape: an SAE's reconstruction, an ablation, a steering vector. Its
@@ -281,10 +282,10 @@ def forward(
     The logits, the tapped activations, the last residual stream and the cache.
 
   Raises:
-    ValueError: a site that the model lacks or that does not run, a layer whose
-      parameters are missing, a number of layers out of range, an edit that
-      changes the shape, a residual stream, mask or cache of another shape, a
-      mask that is not bool, a cache that lacks a layer, is full, or stands
+    ValueError: an id that is not in the vocabulary, a site that the model lacks
+      or that does not run, a layer whose parameters are missing, a number of
+      layers out of range, an edit that changes the shape, a residual stream,
+      mask or cache of another shape, a mask that is not bool, a cache that lacks a layer, is full, or stands
       beside across_positions=False.
   """
   total = config.num_layers
@@ -302,6 +303,8 @@ def forward(
     )
   if mask is not None:
     _check_mask(mask, tokens)
+  if stream is None:
+    _check_tokens(config, tokens)
   layers = range(first, last)
   names = {name: _runs(config, name, layers) for name in taps}
   edits = {
@@ -336,6 +339,22 @@ def forward(
     residual=residual,
     cache=cache,
   )
+
+
+def _check_tokens(config: GemmaConfig, tokens: Array) -> None:
+  """Names an id past the vocabulary, whose embedding would be NaN.
+
+  Of a NumPy array only: values on a device, or traced ones, are not waited for.
+  """
+  if not isinstance(tokens, np.ndarray) or not tokens.size:
+    return
+  wrong = (tokens < 0) | (tokens >= config.vocab_size)
+  if wrong.any():
+    at = [int(i) for i in np.argwhere(wrong)[0]]
+    raise ValueError(
+      f"token id {tokens[tuple(at)]} at {at}: {config.name} has ids from 0 to"
+      f" {config.vocab_size - 1}; were these tokens made with another tokenizer?"
+    )
 
 
 def _check_mask(mask: Array, tokens: Array) -> None:

@@ -175,15 +175,21 @@ def load(
     mesh: devices to load it onto; None: NumPy arrays.
 
   Raises:
-    ValueError: as the format's `load`.
+    ValueError: as the format's `load`; a member of a single SAE.
   """
   path = pathlib.Path(path)
   file = _arrays_of(path)
   if file is None:
     return None
   found = _of_file(file)
-  if not (found in _SEVERAL and _SEVERAL[found](file.parent)):
+  several = found in _SEVERAL and _SEVERAL[found](file.parent)
+  if not several:
     path = file  # whatever it is called
+  if member is not None and not (several and path.is_dir()):
+    raise ValueError(
+      f"member={member!r}: {path} is a single SAE, which has no members; leave it"
+      " out"
+    )
   return FORMATS[found].load(path, member, mesh)
 
 

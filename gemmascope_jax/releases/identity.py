@@ -11,10 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from gemmascope_jax import artifacts
 from gemmascope_jax.data.policy import TokenPolicy
+from gemmascope_jax.gemma import sites
+from gemmascope_jax.releases import names
+from gemmascope_jax.sae import config as sae_config
 from gemmascope_jax.sae.sae import SAEConfig
 
 CARD = "sae.json"
@@ -70,7 +75,8 @@ def read(
   """What the card says; None if there is none.
 
   Raises:
-    ValueError: a card of a newer version, of other arrays, or a damaged one.
+    ValueError: a card of a newer version, of other arrays, or a damaged one;
+      names the key and what was expected.
   """
   if not os.path.exists(card):
     return None
@@ -92,20 +98,101 @@ def read(
   if found["sha256"] != digest:
     raise ValueError(
       f"{arrays[0]} is not the file that {card} describes: sha256"
-      f" {digest[:12]}..., expected {found['sha256'][:12]}...; fetch or write"
+      f" {digest[:12]}..., expected {str(found['sha256'])[:12]}...; fetch or write"
       " the folder again"
     )
+  for key, (is_one, expected) in _VALUES.items():
+    if not is_one(found.get(key)):
+      raise ValueError(
+        f"{card}: {key} is {found.get(key)!r}, expected {expected}; it is damaged:"
+        " fetch or write the folder again"
+      )
   policy = found["token_policy"]
   return SAEConfig(
     family=found["family"],
     k=found.get("k"),
     site=found["site"],
     target_site=found.get("target_site"),
-    parts=tuple((site, width) for site, width in found.get("parts", ())),
+    parts=tuple((site, width) for site, width in found.get("parts") or ()),
     model=found["model"],
     token_policy=policy and TokenPolicy.from_dict(policy),
     provenance=artifacts.canonical_json(found["provenance"]),
   )
+
+
+def _is_site(value: Any) -> bool:
+  return value is None or (
+    isinstance(value, str) and all(map(_SITE.fullmatch, value.split("+")))
+  )
+
+
+def _is_parts(value: Any) -> bool:
+  return value is None or (
+    isinstance(value, list)
+    and all(
+      isinstance(each, list)
+      and len(each) == 2
+      and isinstance(each[0], str)
+      and _SITE.fullmatch(each[0])
+      and _is_count(each[1])
+      for each in value
+    )
+  )
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value > 0
+
+
+def _are_ids(value: Any) -> bool:
+  return isinstance(value, list) and all(type(i) is int for i in value)
+
+
+def _is_policy(value: Any) -> bool:
+  if value is None:
+    return True
+  if not isinstance(value, dict) or type(value.get("pad_id")) is not int:
+    return False
+  runs = value.get("excluded_sequences", [])
+  return (
+    _are_ids(value.get("excluded_ids"))
+    and isinstance(runs, list)
+    and all(run and _are_ids(run) for run in runs)
+  )
+
+
+_SITE = re.compile(
+  rf"{names.EMBEDDING}|(?:{'|'.join(sites.KINDS)}|{names.GAINED})"
+  r"\.(?:0|[1-9][0-9]*)"
+)
+_SITES = (
+  f"KIND.LAYER with KIND one of {', '.join(sites.KINDS)}, {names.GAINED};"
+  f" {names.EMBEDDING}; several with + between them; or null"
+)
+# Of each key whether a value is one, and what is expected.
+_VALUES = {
+  "family": (
+    lambda value: isinstance(value, str) and value in sae_config.FAMILIES,
+    f"one of {', '.join(sae_config.FAMILIES)}",
+  ),
+  "k": (
+    lambda value: value is None or _is_count(value),
+    "a whole number from 1, or null",
+  ),
+  "site": (_is_site, _SITES),
+  "target_site": (_is_site, _SITES),
+  "parts": (_is_parts, "a list of [site, width]"),
+  "model": (
+    lambda value: value is None or isinstance(value, str),
+    "a string or null",
+  ),
+  "token_policy": (
+    _is_policy,
+    'null or {"excluded_ids": [IDS], "pad_id": ID}, and maybe'
+    ' "excluded_sequences"',
+  ),
+  "provenance": (lambda value: isinstance(value, dict), "a JSON object"),
+}
 
 
 def foreign(format: str, about: dict, **fields) -> SAEConfig:

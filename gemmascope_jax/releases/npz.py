@@ -170,4 +170,9 @@ def _header(member, path, name: str):
   shape, fortran_order, dtype = read(member)
   if dtype.hasobject:
     raise ValueError(f"{path}: array {name} holds Python objects")
+  if dtype.kind == "c":
+    raise ValueError(
+      f"{path}: array {name} holds complex numbers: expected real ones, as an"
+      " SAE's are; write it again without the imaginary part"
+    )
   return shape, fortran_order, dtype

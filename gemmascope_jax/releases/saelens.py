@@ -72,7 +72,27 @@ def load(path: str | os.PathLike, mesh: Mesh | None = None) -> SAE:
   config = identity.read(file.with_name(identity.CARD), [file])
   known = config is not None
   config = config or _config(cfg)
-  return stored.assemble(_folded(arrays, cfg, file), config, file, mesh, known)
+  found = _folded(arrays, cfg, file)
+  made = stored.assemble(found, config, file, mesh, known)
+  _check_widths(arrays, cfg, file)  # a turned matrix is called that
+  return made
+
+
+def _check_widths(
+  arrays: dict[str, Stored], cfg: dict[str, Any], file: pathlib.Path
+) -> None:
+  """Raises `ValueError` where `cfg.json` is of other matrices."""
+  for key, name, axis in (
+    ("d_in", "W_enc", 0),
+    ("d_sae", "W_enc", 1),
+    ("d_out", "W_dec", 1),
+  ):
+    shape = arrays[name].shape if name in arrays else ()
+    if len(shape) == 2 and cfg.get(key, shape[axis]) != shape[axis]:
+      raise ValueError(
+        f"{file.with_name(CONFIG)}: {key} is {cfg[key]!r}, but {name} is"
+        f" {list(shape)}: it is of another SAE; fetch both files again"
+      )
 
 
 def _read_config(file: pathlib.Path) -> dict[str, Any]:
@@ -84,6 +104,13 @@ def _read_config(file: pathlib.Path) -> dict[str, Any]:
   if not file.exists():
     raise FileNotFoundError(f"no {CONFIG} beside {ARRAYS} in {file.parent}")
   about = artifacts.read_json(file)
+  if not isinstance(about, dict):
+    raise ValueError(f"{file} is {about!r}, expected a JSON object")
+  if not isinstance(about.get("metadata", {}), dict):
+    raise ValueError(
+      f"{file}: metadata is {about['metadata']!r}, expected a JSON object; leave"
+      " it out if nothing is known"
+    )
   cfg = {"metadata": {}, "apply_b_dec_to_input": True} | about
   if "metadata" not in about:  # before version 6 all stood side by side
     cfg["metadata"] = dict(about)

@@ -183,6 +183,16 @@ def check_shapes(
         f"{where}: {labels[field]} has shape {shapes[field]}, expected two axes"
       )
   inputs, width = shapes["w_enc"]
+  if not (inputs and width):
+    raise ValueError(
+      f"{where}: {labels['w_enc']} is [{inputs}, {width}]: no latents, or no"
+      " inputs; the file is damaged"
+    )
+  if config.k is not None and config.k > width:
+    raise ValueError(
+      f"{where}: k is {config.k}, but there are {width} latents: the settings"
+      " are of another SAE"
+    )
   outputs = shapes["w_dec"][1]
   if config.site and not config.target_site:
     outputs = inputs

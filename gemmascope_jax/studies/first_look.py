@@ -76,9 +76,14 @@ def look(
 
   Raises:
     ValueError: an SAE that does not say its site, is a crosscoder, or is of
-      another model or width; no text.
+      another model or width; no text, or a string in place of documents.
     FileNotFoundError: packaged text is not installed; says how to.
   """
+  if isinstance(text, str):
+    raise ValueError(
+      f"text is one string, {text[:40]!r}: expected documents, as in"
+      f" look(lm, sae, [{text[:40]!r}])"
+    )
   name = sae.config.details().get("about", {}).get("released_as")
   if (sae.config.site or "").startswith(f"{names.GAINED}."):
     sae = gain.without(sae, lm)

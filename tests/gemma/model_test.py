@@ -9,6 +9,7 @@ import pytest
 
 from gemmascope_jax import gemma
 from gemmascope_jax.gemma import sites
+from tests.data import tiny_gemma
 
 TOKENS = np.random.default_rng(0).integers(1, 61, (3, 17))
 
@@ -67,3 +68,17 @@ def test_a_row_of_padding_alone_gives_no_nan(oracle):
   out = _forward(oracle.config, oracle.params, TOKENS, mask)
   for array in jax.tree.leaves(out):
     assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("bad", [-1, "size"])
+def test_an_id_that_is_not_in_the_vocabulary_is_named(bad):
+  lm = tiny_gemma.lm()
+  config, params = lm.config, lm.params
+  bad = config.vocab_size if bad == "size" else bad
+  tokens = np.ones((2, 5), np.int32)
+  gemma.forward(config, params, tokens, num_layers=1)
+  tokens[1, 3] = bad
+  with pytest.raises(
+    ValueError, match=rf"token id {bad} at \[1, 3\]: .* from 0 to \d+"
+  ):
+    gemma.forward(config, params, tokens, num_layers=1)

@@ -373,6 +373,10 @@ def _saelens(folder, **changes):
       "architecture is 'temporal', which is no JumpReLU or TopK; expected one",
     ),
     ({"architecture": None}, "architecture is None"),
+    ({"metadata": None}, "metadata is None, expected a JSON object"),
+    ({"metadata": []}, "metadata is .*, expected a JSON object"),
+    ({"d_in": D + 1}, f"d_in is {D + 1}, but W_enc is .{D}, {M}\\]"),
+    ({"d_sae": "20"}, f"d_sae is '20', but W_enc is .{D}, {M}."),
     (
       {"normalize_activations": "layer_norm"},
       "is 'layer_norm', which is computed from each activation",
@@ -392,6 +396,32 @@ def _saelens(folder, **changes):
 def test_saes_of_saelens_that_are_not_ours_are_named(tmp_path, changes, says):
   with pytest.raises(ValueError, match=says):
     sae.load(_saelens(tmp_path, **changes))
+
+
+def test_complex_numbers_and_no_latents_are_refused(tmp_path):
+  file = _changed(tmp_path / "a", "gemma_scope", lambda *_: None)
+  arrays = _arrays(file)
+  _write(file, arrays | {"W_dec": arrays["W_dec"] + 1j})
+  with pytest.raises(ValueError, match="W_dec holds complex numbers: expected"):
+    sae.load(tmp_path / "a")
+  none = {"W_enc": 0, "b_enc": 0, "threshold": 0, "W_dec": 0}
+  for key in none:
+    none[key] = arrays[key][:, :0] if key == "W_enc" else arrays[key][:0]
+  _write(file, arrays | none)
+  with pytest.raises(ValueError, match=r"W_enc is \[6, 0\]: no latents, or no"):
+    sae.load(tmp_path / "a")
+
+
+@each_format
+def test_a_member_of_a_single_sae_is_none(tmp_path, format):
+  releases.save(_make(format), tmp_path, format)
+  if format == "circuit_tracer":  # there it is the layer
+    assert sae.load(tmp_path, member=3).config.site == "mlp_in.3"
+    path = tmp_path / _FILE[format]
+  else:
+    path = tmp_path
+  with pytest.raises(ValueError, match=r"member=7: .* a single SAE.*leave it"):
+    sae.load(path, member=7)
 
 
 def test_folders_of_saelens_before_6_are_read(tmp_path):

@@ -75,5 +75,7 @@ def test_what_does_not_fit_is_said(lm):
   other = dataclasses.replace(wide.config, site="embedding")
   with pytest.raises(ValueError, match="embedding"):
     studies.look(lm, wide.replace(config=other), TEXT)
+  with pytest.raises(ValueError, match=r"look\(lm, sae, \['A text'\]\)"):
+    studies.look(lm, _sae(lm, "res.0"), "A text")
   with pytest.raises(ValueError, match="nothing to average: no sequence has"):
     studies.look(lm, _sae(lm, "res.0"), [])
