@@ -22,7 +22,7 @@ from gemmascope_jax.experiment import settings, steering
 from gemmascope_jax.report import steering_table
 from gemmascope_jax.steering import generation, prompts
 
-_SAE = flags.DEFINE_string("sae", "", "Of any format that sae.load knows.")
+_SAE = flags.DEFINE_string("sae", "", "The SAE: PATH, or SITE=PATH.")
 _LATENT = flags.DEFINE_integer("latent", None, "Which of its latents.")
 _LM = flags.DEFINE_string("lm", "", "The model's source; default: demo.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "A text to go on with.")

@@ -176,6 +176,18 @@ def test_pages_are_served_with_their_own_sae(config, planted, pages, tmp_path):
     dashboard.reader(config, str(tmp_path / "other"), pages)
 
 
+def test_an_sae_that_does_not_say_its_site(config, planted, tmp_path):
+  bare = tmp_path / "params.npz"
+  shutil.copy(planted / "params.npz", bare)
+  with pytest.raises(ValueError, match=r"at which site .* as res.12=PATH"):
+    dashboard.build(config, str(bare), tmp_path / "no")
+  dashboard.build(config, f"res.1={bare}", tmp_path / "pages", latents=2)
+  card = dict(map(tuple, site.read_index(tmp_path / "pages")["sae"]["about"]))
+  assert card["site"] == "res.1"
+  read = dashboard.reader(config, f"res.1={bare}", tmp_path / "pages")
+  assert read("w4 w7")[1].any()
+
+
 def test_an_export_of_some(config, planted, tmp_path):
   (path,) = dashboard.write_export(
     config,

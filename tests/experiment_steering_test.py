@@ -128,6 +128,17 @@ def test_what_does_not_fit_is_refused(
     steering.find(config, tmp_path, latent)
 
 
+def test_an_sae_that_does_not_say_its_site(config, one, path, tmp_path):
+  bare = tmp_path / "params.npz"
+  bare.write_bytes((path / "params.npz").read_bytes())
+  with pytest.raises(ValueError, match="say it, as res.12=PATH"):
+    steering.find(config, bare, 7)
+  found = steering.find(config, f"res.1={bare}", 7)
+  assert list(steering.edit(found, "add", 1.0, 2.0)) == ["res.1"]
+  with pytest.raises(ValueError, match="was trained at res.1, not at res.2"):
+    steering.find(config, f"res.2={path}", 7)
+
+
 def test_too_little_text(config, one):
   short = config.copy_and_resolve_references()
   short.evaluate.sequences = 16

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gemmascope_jax import artifacts, sae, steering
+from gemmascope_jax import artifacts, steering
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.text import texts
 from gemmascope_jax.experiment import bench, settings
@@ -20,7 +20,7 @@ from gemmascope_jax.report.study_figures import steering as figure
 from gemmascope_jax.sae.sae import SAE, weights_hash
 from gemmascope_jax.steering import activations, edits, methods, prompts
 from gemmascope_jax.steering.edits import Edit
-from gemmascope_jax.studies.subjects import subject
+from gemmascope_jax.studies import subjects
 
 METHODS = ("add", "clamp", "ablate")
 RESULT, FIGURE = "steering.json", "steering.png"
@@ -44,20 +44,20 @@ class Latent:
   policy: TokenPolicy
 
 
-def find(config: Config, path: str | os.PathLike, latent: int) -> Latent:
+def find(config: Config, given: str | os.PathLike, latent: int) -> Latent:
   """Opens an SAE and the model; refuses what does not fit together.
 
   Args:
     config: says which model, and whether it is chats that it was trained on.
-    path: of the SAE; see `sae.load`.
+    given: the SAE, "PATH" or "SITE=PATH"; see `sae.load`.
     latent: which.
 
   Raises:
     FileNotFoundError: no SAE there.
     ValueError: no such latent, or an SAE of another model or of no known site.
   """
-  found = sae.load(path)
-  one = subject(found, str(path))
+  one = subjects.read(os.fspath(given))
+  found = one.sae
   edits.reader(found, latent)  # before anything heavy is read
   lm = settings.load_lm(config)
   policy = settings.token_policy(config, lm.tokenizer)

@@ -85,6 +85,9 @@ def subject(sae: SAE, name: str, site: str | None = None) -> Subject:
     name: what to call it.
     site: where it reads; None: what it says itself.
 
+  Returns:
+    The subject, whose SAE says the site too.
+
   Raises:
     ValueError: nobody says where, it says another site, or it is a crosscoder.
   """
@@ -102,6 +105,8 @@ def subject(sae: SAE, name: str, site: str | None = None) -> Subject:
   if None not in (site, own) and site != own:
     raise ValueError(f"{name} was trained at {own}, not at {site}")
   reads = site or own
+  if own is None:  # so that whoever asks the SAE is told too
+    sae = sae.replace(config=dataclasses.replace(sae.config, site=reads))
   return Subject(name, sae, reads, sae.config.target_site or reads)
 
 
