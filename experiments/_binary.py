@@ -111,6 +111,18 @@ def run_commands(
   app.run(main, flags_parser=_parse)
 
 
+def refuse(when: str, *given: flags.FlagHolder) -> None:
+  """Raises `ValueError` for a flag that was given and would do nothing.
+
+  Args:
+    when: completes "--out does nothing ...": "without --compare".
+    *given: flags that must be at their defaults.
+  """
+  for flag in given:
+    if flag.value != flag.default:
+      raise ValueError(f"--{flag.name} does nothing {when}: leave it out")
+
+
 def _status(call: Callable[[], None]) -> int:
   """Calls it; says on stderr what went wrong; the process's exit status."""
   try:

@@ -58,6 +58,7 @@ def main(config, arguments) -> None:
     raise ValueError(f"{' '.join(arguments)}: expected flags only")
   if not _SAE.value:
     raise ValueError("expected --sae=PATH")
+  _refuse_unused()
   config = _config(config)
   if _LIVE.value:
     site.read_index(_LIVE.value)
@@ -93,6 +94,22 @@ def main(config, arguments) -> None:
     viewer=_VIEWER.value or None,
   )
   print(f"\nLook: {page}")
+
+
+def _refuse_unused() -> None:
+  """Names a flag that would do nothing."""
+  of_pages = (_EXPLANATIONS, _VIEWER)
+  of_export = (_MODEL_ID, _SAE_SET)
+  if _LIVE.value:
+    counts = (_LATENTS, _CONTEXTS, _CONTEXT_TOKENS, _ROWS)
+    others = (_OUT, *counts, *of_pages, _EXPORT, *of_export)
+    _binary.refuse("with --live", *others)
+    return
+  _binary.refuse("without --live", _PORT)
+  if _EXPORT.value:
+    _binary.refuse("with --export", *of_pages)
+  else:
+    _binary.refuse("without --export", *of_export)
 
 
 def _config(config):

@@ -51,6 +51,7 @@ _SEQUENCES = flags.DEFINE_integer("sequences", 0, "verify: so many; 0: all.")
 def main(config, arguments) -> None:
   """Makes, verifies or uploads a release."""
   command, *paths = arguments or ["make"]
+  _refuse_unused(command)
   if command == "make" and not paths:
     make(config)
   elif command in ("verify", "push") and len(paths) == 1:
@@ -60,6 +61,18 @@ def main(config, arguments) -> None:
       f"{' '.join(arguments)}: expected --run=RUN --out=FOLDER, or verify"
       " FOLDER, or push FOLDER --push=USER/NAME"
     )
+
+
+def _refuse_unused(command: str) -> None:
+  """Names a flag that would do nothing under this command."""
+  if command != "verify":
+    _binary.refuse("without verify", _LM, _DELTA, _TEXT, _SEQUENCES)
+  if command in ("verify", "push"):
+    _binary.refuse(f"with {command}", _RUN, _OUT, _MEMBER, _FORMAT, _LICENCE)
+  if command == "verify":
+    _binary.refuse("with verify", _PUSH, _PUBLIC, _DRY_RUN)
+  if not _PUSH.value:
+    _binary.refuse("without --push", _PUBLIC, _DRY_RUN)
 
 
 def make(config) -> None:

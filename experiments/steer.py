@@ -34,7 +34,9 @@ _UNIT = flags.DEFINE_float(
 _POSITIONS = flags.DEFINE_enum(
   "positions", "all", generation.POSITIONS, "Which tokens are edited."
 )
-_SAMPLES = flags.DEFINE_integer("samples", None, "Answers to each prompt.")
+_SAMPLES = flags.DEFINE_integer(
+  "samples", None, "Answers to each prompt.", lower_bound=1
+)
 _NEW = flags.DEFINE_integer("new_tokens", 32, "Of an answer, at most.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0: likeliest words.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
@@ -62,6 +64,7 @@ def main(config, arguments) -> None:
     raise ValueError("expected --prompt='a text to go on with', or --compare")
   if _COMPARE.value and not _OUT.value:
     raise ValueError("--compare: expected --out=FOLDER to write to")
+  _refuse_unused()
   strengths = [_number(each) for each in _STRENGTHS.value]
   positive, negative = (_lines(f.value) for f in (_POSITIVE, _NEGATIVE))
   if config is None:
@@ -111,6 +114,24 @@ def main(config, arguments) -> None:
     how += f", strength {_STRENGTH.value:g}"
   width = min(shutil.get_terminal_size((100, 24)).columns, 160)
   print(steering_table.columns(pairs, ("unsteered", how), width))
+
+
+def _refuse_unused() -> None:
+  """Names a flag that would do nothing, and a unit that is none."""
+  if _COMPARE.value:
+    _binary.refuse("with --compare", _METHOD, _STRENGTH)
+  else:
+    of_compare = (_WORDS, _STRENGTHS, _POSITIVE, _NEGATIVE, _OUT)
+    _binary.refuse("without --compare", *of_compare)
+    if _METHOD.value == "ablate":
+      _binary.refuse("with --method=ablate", _STRENGTH, _UNIT)
+    if _UNIT.value is not None or _METHOD.value == "ablate":
+      _binary.refuse("with --unit or ablate", _TEXT, _SEQUENCES)
+  if _UNIT.value is not None and not 0 < _UNIT.value < float("inf"):
+    raise ValueError(
+      f"--unit={_UNIT.value}: expected an activation above 0, that strength 1"
+      " stands for; to push away give a negative --strength"
+    )
 
 
 def _number(text: str) -> float:

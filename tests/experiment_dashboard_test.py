@@ -210,6 +210,16 @@ def test_what_makes_no_sense_is_refused(config, planted, pages, tmp_path):
   )
   with pytest.raises(ValueError, match="numbers from 0 to 11"):
     build(latents=[3, 12])
+  with pytest.raises(
+    ValueError, match="expected .* with {} where the latent's"
+  ):
+    build(viewer="https://x.example/latent")
+  with pytest.raises(
+    ValueError, match=r"rows 99,999,999: .* holds [\d,]+ rows"
+  ):
+    build(rows=99_999_999)
+  with pytest.raises(FileNotFoundError, match="no explanations at .*nope.json"):
+    build(explanations=tmp_path / "nope.json")
   artifacts.write_json(tmp_path / "other.json", {"study": "fidelity"})
   with pytest.raises(ValueError, match="one of interpretability"):
     build(explanations=tmp_path / "other.json")
@@ -248,6 +258,25 @@ def test_a_run_has_its_own_model_and_texts(flag):
   with _given(run="runs/x", **{flag: "other"}):
     with pytest.raises(ValueError, match=f"--run and --{flag}: expected one"):
       binary._config(None)
+
+
+@pytest.mark.parametrize(
+  ("given", "says"),
+  [
+    ({"live": "x", "out": "y"}, "--out does nothing with --live"),
+    ({"live": "x", "rows": 3}, "--rows does nothing with --live"),
+    ({"out": "y", "model_id": "z"}, "--model_id does nothing without --export"),
+    ({"out": "y", "port": 1}, "--port does nothing without --live"),
+    (
+      {"out": "y", "export": "neuronpedia", "viewer": "z"},
+      "--viewer does nothing with --export",
+    ),
+  ],
+)
+def test_flags_that_would_do_nothing_are_refused(given, says):
+  with _given(sae="nowhere", **given):
+    with pytest.raises(ValueError, match=says):
+      binary.main(None, [])
 
 
 def test_nothing_is_harvested_into_a_run(config, tmp_path):

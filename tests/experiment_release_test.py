@@ -26,7 +26,7 @@ from gemmascope_jax.gemma import sites
 from gemmascope_jax.releases import card as cards
 from gemmascope_jax.releases import folder, formats, gemma_scope, readme
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig, weights_hash
-from tests import experiment_test
+from tests import experiment_test, flag_errors
 from tests.digests import digests
 from tests.gemma import tiny_files
 
@@ -527,6 +527,34 @@ def test_the_command_says_with_its_exit_code(made, tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 1 and "it was changed" in done.stdout
   assert "Traceback" not in done.stderr
+
+
+def test_flags_that_would_do_nothing_are_refused():
+  expected = [
+    (["verify", "x", "--out=y"], "--out does nothing with verify"),
+    (["verify", "x", "--licence=mit"], "--licence does nothing with verify"),
+    (["verify", "x", "--push=a/b"], "--push does nothing with verify"),
+    (
+      ["push", "x", "--push=a/b", "--lm=demo"],
+      "--lm does nothing without verify",
+    ),
+    (
+      ["push", "x", "--push=a/b", "--format=saelens"],
+      "--format does nothing with push",
+    ),
+    (["--run=x", "--out=y", "--text=z"], "--text does nothing without verify"),
+    (
+      ["--run=x", "--out=y", "--public"],
+      "--public does nothing without --push",
+    ),
+    (
+      ["--run=x", "--out=y", "--dry_run"],
+      "--dry_run does nothing without --push",
+    ),
+  ]
+  found = flag_errors.said("experiments.release", [f for f, _ in expected])
+  for message, (_, says) in zip(found, expected, strict=True):
+    assert re.search(says, message), message
 
 
 def test_names_are_never_markup(made, tmp_path):

@@ -1,6 +1,7 @@
 """The steering command on a tiny model and an SAE on disk."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from gemmascope_jax.data.policy import PolicyMismatchError, TokenPolicy
 from gemmascope_jax.experiment import steering
 from gemmascope_jax.releases import gemma_scope
 from gemmascope_jax.sae.sae import SAE, Params, SAEConfig
-from tests import experiment_test
+from tests import experiment_test, flag_errors
 
 model, text = experiment_test.model, experiment_test.text
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -151,6 +152,36 @@ def _run(*flags):
   return subprocess.run(
     command, cwd=_ROOT, capture_output=True, text=True, check=False
   )
+
+
+def test_flags_that_would_do_nothing_are_refused():
+  base = ["--sae=nowhere", "--latent=7", "--prompt=w5"]
+  expected = [
+    (["--words=car"], "--words does nothing without --compare"),
+    (["--strengths=1,2"], "--strengths does nothing without --compare"),
+    (["--out=x"], "--out does nothing without --compare"),
+    (["--positive=x"], "--positive does nothing without --compare"),
+    (
+      ["--compare", "--out=x", "--method=clamp"],
+      "--method does nothing with --co",
+    ),
+    (
+      ["--compare", "--out=x", "--strength=2"],
+      "--strength does nothing with --co",
+    ),
+    (
+      ["--method=ablate", "--strength=2"],
+      "--strength does nothing with --method=abl",
+    ),
+    (["--method=ablate", "--unit=2"], "--unit does nothing with --method=abl"),
+    (["--unit=3", "--text=demo"], "--text does nothing with --unit"),
+    (["--samples=0"], "samples"),
+    (["--unit=-5"], "--unit=-5.0: expected an activation above 0"),
+    (["--unit=nan"], "--unit=nan: expected an activation above 0"),
+  ]
+  found = flag_errors.said("experiments.steer", [base + f for f, _ in expected])
+  for message, (_, says) in zip(found, expected, strict=True):
+    assert re.search(says, message), message
 
 
 def test_the_command(model, text, path):

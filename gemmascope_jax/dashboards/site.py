@@ -59,14 +59,11 @@ def write(
   Raises:
     FileExistsError: the folder is there and holds something else.
     ValueError: no latents, an explanation of a latent that is not there, or an
-      address that is no web address.
+      address that is no web address of every latent.
   """
   out = pathlib.Path(out)
   check_folder(out)
-  if viewer is not None and not viewer.startswith(("https://", "http://")):
-    raise ValueError(
-      f"viewer {viewer!r}: expected an address that begins with https://"
-    )
+  check_viewer(viewer)
   explained = dict(explanations or {})
   new = out.with_name(f".{out.name}.new")
   shutil.rmtree(new, ignore_errors=True)
@@ -106,6 +103,17 @@ def write(
   else:
     new.rename(out)
   return out / "index.html"
+
+
+def check_viewer(viewer: str | None) -> None:
+  """Raises `ValueError` for what is no web address of every latent."""
+  if viewer is None:
+    return
+  if not viewer.startswith(("https://", "http://")) or "{}" not in viewer:
+    raise ValueError(
+      f"viewer {viewer!r}: expected an address that begins with https://, with"
+      " {} where the latent's number goes"
+    )
 
 
 def check_folder(out: str | os.PathLike) -> None:

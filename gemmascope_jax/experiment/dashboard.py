@@ -65,11 +65,19 @@ def build(
 
   Raises:
     ValueError: an SAE that does not belong to the model, a latent that it does
-      not have, explanations of other SAEs; and what `site.write` raises.
+      not have, more rows than the store has, explanations of other SAEs; and
+      what `site.write` raises.
+    FileNotFoundError: no explanations there.
     DeadSAEError: no latent fires.
   """
   site.check_folder(out)  # before anything heavy
-  bench, one = _bench(config, given)
+  site.check_viewer(viewer)
+  if explanations is not None and not pathlib.Path(explanations).is_file():
+    raise FileNotFoundError(
+      f"no explanations at {explanations}: expected the result of the study"
+      " interpretability, as RUN/results/studies/interpretability.json"
+    )
+  bench, one = _bench(config, given, rows)
   said = None if explanations is None else _explanations(explanations, one.sae)
   store = bench.rows_store
   found = latents_study.gather(
@@ -142,7 +150,7 @@ def write_export(
       f"model_id {model_id!r}, sae_set {sae_set!r}: expected Neuronpedia's"
       " names of the model and of the set, as gemma-2-2b and gemmascope-res-16k"
     )
-  bench, one = _bench(config, given)
+  bench, one = _bench(config, given, rows)
   lm, store = bench.lm, bench.rows_store
   found = latents_study.gather(
     lm,
@@ -219,10 +227,17 @@ def reader(
   return read
 
 
-def _bench(config: Config, given: str) -> tuple[Bench, Subject]:
+def _bench(
+  config: Config, given: str, rows: int | None
+) -> tuple[Bench, Subject]:
   """The SAE with model, store and held-out text; harvests if need be."""
   try:
-    activations.open_rows(config)
+    there = activations.open_rows(config).rows
+    if rows is not None and rows > there:
+      raise ValueError(
+        f"rows {rows:,}: the store holds {there:,} rows; ask for no more, leave"
+        " it out for all, or harvest more (another --workdir without --run)"
+      )
   except FileNotFoundError:
     reads = subjects.read(given).reads
     with config.unlocked():
