@@ -193,6 +193,8 @@ def test_the_readme_is_a_model_card_of_the_hub(made):
     said = re.search(r"(-?[\d.]+)\s±\s([\d.]+)", row.split("|")[7])
     assert float(said[1]) == pytest.approx(delta["mean"], abs=delta["stderr"])
     assert float(said[2]) == pytest.approx(delta["stderr"], rel=0.1)
+  assert "| silent in evaluation |" in page and "| dead in training |" in page
+  assert "counted while training, not of the finished SAE" in page
   code = re.search(r"```python\n(.*?)```", page, re.S)[1]
   lm_acts = np.zeros(
     (2, found["cards"][list(found["cards"])[0]]["sae"]["site_width"])

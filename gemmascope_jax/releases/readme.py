@@ -27,10 +27,11 @@ _MEASURED = {
   "delta loss": "how much worse the model predicts the next token with the"
   " reconstruction in place of the activation, nats a token",
   "loss recovered": "1 - delta loss over that of putting zeros there",
-  "silent": "share of the latents that fire at none of the evaluation's tokens,"
-  " with the jackknife's error; more text would wake some",
-  "dead": "share of the latents that no activation of the last part of training"
-  " had fired",
+  "silent in evaluation": "share of the finished SAE's latents that fire at none"
+  " of the evaluation's tokens, with the jackknife's error; more text would wake"
+  " some",
+  "dead in training": "share of the latents that no activation of the last part"
+  " of training had fired; counted while training, not of the finished SAE",
 }
 
 
@@ -116,7 +117,8 @@ def _sites(cards) -> str:
 def _table(cards) -> str:
   rows = [
     ["folder", "site", "family", "width"]
-    + ["L0", "FVU", "delta loss", "loss recovered", "silent", "dead"]
+    + ["L0", "FVU", "delta loss", "loss recovered"]
+    + ["silent in evaluation", "dead in training"]
   ]
   for folder, card in cards.items():
     metrics, sae = card["evaluation"]["metrics"], card["sae"]
@@ -270,7 +272,9 @@ def _caveats(cards) -> str:
     some = _listed(f"`{folder}`" for folder in dead)
     if len(dead) > _NAMED:
       some = f"{len(dead)} of the {len(cards)} SAEs (see the last column)"
-    said.append(f"More than {_DEAD:.0%} of the latents are dead in {some}.")
+    said.append(
+      f"More than {_DEAD:.0%} of the latents were dead in training in {some}."
+    )
   if "quantised" in first["model"]["label"]:
     said.append(
       "The model's weights were quantised; on the original ones activations, and"

@@ -211,7 +211,10 @@ def errors_note(result: Fidelity) -> str:
   windows = {row.dead_after_rows for row in result.saes} - {None}
   if windows:
     rows = ", ".join(f"{window:,}" for window in sorted(windows))
-    note += f"; dead: silent for the last {rows} training activations"
+    note += (
+      f"; dead: silent for the last {rows} training activations (counted while"
+      " training, not of the finished SAE)"
+    )
   return note
 
 
