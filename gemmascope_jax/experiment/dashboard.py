@@ -19,6 +19,7 @@ from gemmascope_jax.experiment import bench as benches
 from gemmascope_jax.experiment.bench import Bench
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.gemma import sites
+from gemmascope_jax.releases import catalogue
 from gemmascope_jax.sae.sae import weights_hash
 from gemmascope_jax.studies import latents as latents_study
 from gemmascope_jax.studies import side_by_side, subjects
@@ -58,7 +59,8 @@ def build(
     rows: activations to look at; None: all of the store.
     explanations: result of the study `interpretability`, which has to know this
       SAE; None: no explanations.
-    viewer: see `site.write`.
+    viewer: see `site.write`; None: the public page of a released SAE, if it has
+      one (`catalogue.viewer`).
 
   Returns:
     The page to open.
@@ -111,7 +113,7 @@ def build(
     _about(config, bench, one, found, len(chosen), len(fires.indptr) - 1),
     _with_neighbours(bench.lm, found, details, direction, firing),
     explanations=said,
-    viewer=viewer,
+    viewer=viewer or catalogue.viewer(one.sae.config),
   )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 from gemmascope_jax.releases import names
 from gemmascope_jax.releases.names import Name
+from gemmascope_jax.sae.sae import SAEConfig
 
 CANONICAL_L0 = 100
 _FILE = "gemma_scope_1.txt"
@@ -100,6 +101,30 @@ def is_canonical(name: Name) -> bool:
   if name.repo not in repos() or name not in find(name.repo):
     return False
   return resolve(dataclasses.replace(name, l0=names.CANONICAL)) == name
+
+
+def viewer(sae_config: SAEConfig) -> str | None:
+  """The address of each latent's public page, "{}" in the latent's place.
+
+  Args:
+    sae_config: of an SAE that was loaded from a release by Google, whose name
+      its provenance tells.
+
+  Returns:
+    An address on Neuronpedia; None if the SAE was not released there: of Gemma
+    Scope 1 only canonical ones surely are, of Gemma Scope 2 those that
+    `names.neuronpedia` tells.
+  """
+  released_as = sae_config.details().get("about", {}).get("released_as")
+  if released_as is None:
+    return None
+  name = names.parse(released_as)
+  if name.scope == 1:
+    if not is_canonical(name):
+      return None
+    name = dataclasses.replace(name, l0=names.CANONICAL)
+  place = names.neuronpedia(name)
+  return None if place is None else f"https://www.neuronpedia.org/{place}/{{}}"
 
 
 def held(repo: str) -> str:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,7 +70,7 @@ class Job:
       limit_bytes: no file of the first process can grow over that, as on a
         full disk; 0: no limit.
     """
-    self._started = time.monotonic()
+    self._started, self._workdir = time.monotonic(), workdir
     self.logs, self._processes = [], []
     port = group.free_port()
     values = {**_SETTINGS, **(settings or {}), "workdir": str(workdir)}
@@ -142,13 +144,18 @@ class Job:
     return [code if code >= 0 else 128 - code for code in codes], took
 
   def said(self) -> str:
-    """The message of the first process that gave one, on one line."""
+    """What the first process with a message said: up to its first full stop."""
     for log in self.logs:
       lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
       for line in lines:
         if line.startswith(("error:", "stopped")):
-          return line
+          return self._everywhere(re.split(r"\. | \(", line)[0])
     return "nothing"
+
+  def _everywhere(self, text: str) -> str:
+    """Without the names of this machine and of the folder of these drills."""
+    text = text.replace(str(self._workdir), "WORKDIR")
+    return text.replace(f"on {socket.gethostname()}", "on HOST")
 
   def _check_time(self) -> None:
     if time.monotonic() - self._started > _MOST_S:

@@ -141,6 +141,15 @@ class Browser:
     log = self._ask("POST", f"{self._session}/se/log", {"type": "browser"})
     return [each["message"] for each in log if each["level"] != "INFO"]
 
+  def wait_for_errors(self, text, count, seconds=20):
+    """Until the console has so many messages with `text`; those."""
+    found, end = [], time.monotonic() + seconds
+    while len(found) < count:
+      found += [message for message in self.errors() if text in message]
+      assert time.monotonic() < end, found
+      time.sleep(0.05)
+    return found
+
   def close(self):
     self._ask("DELETE", self._session)
 

@@ -160,6 +160,22 @@ def test_dark_and_light_can_be_read(page):
   page.prefers("light")
 
 
+def test_what_a_text_could_smuggle_in_is_not_run(page):
+  """Even if a page's own care failed, see the page's policy."""
+  page.run(
+    "const image = new Image(); image.setAttribute('onerror', 'window.bad = 1');"
+    "image.src = 'data:,'; document.body.append(image);"
+    "const script = document.createElement('script');"
+    "script.textContent = 'window.bad = 1'; document.body.append(script);"
+    "const form = document.createElement('form');"
+    "form.action = 'https://example.org'; document.body.append(form);"
+    "form.submit();"
+  )
+  refused = page.wait_for_errors("Content Security Policy", 3)
+  assert any("script" in message for message in refused)
+  assert any("form-action" in message for message in refused)
+
+
 def test_a_chunk_that_is_missing_is_said(window, pages, tmp_path):
   folder = tmp_path / "copy"
   folder.mkdir()

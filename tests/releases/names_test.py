@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.resources
 import itertools
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gemmascope_jax.gemma.config import PRESETS
 from gemmascope_jax.releases import catalogue, names
 from gemmascope_jax.releases.names import Name
+from gemmascope_jax.sae.sae import SAEConfig
 
 ALL = [name for repo in catalogue.repos() for name in catalogue.find(repo)]
 
@@ -203,3 +205,21 @@ def test_neuronpedia_ids():
   for text in ("gemma-3-4b/1-gemmascope-res-16k", "gpt2-small/1-res-jb", ""):
     with pytest.raises(ValueError, match="no id of Gemma Scope|no such SAE"):
       names.from_neuronpedia(text)
+
+
+@pytest.mark.parametrize(
+  ("name", "place"),
+  [
+    (
+      "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
+      "gemma-2-2b/20-gemmascope-res-16k",
+    ),
+    ("google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_38", None),
+    (None, None),
+  ],
+)
+def test_viewers_of_released_saes(name, place):
+  about = {} if name is None else {"about": {"released_as": name}}
+  config = SAEConfig(provenance=json.dumps(about))
+  expected = place and f"https://www.neuronpedia.org/{place}/{{}}"
+  assert catalogue.viewer(config) == expected
