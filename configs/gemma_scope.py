@@ -19,7 +19,7 @@ that give the L0s of the releases.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs import default
 from gemmascope_jax.gemma.config import preset
@@ -129,23 +129,32 @@ def config(model: str, which: str):
   entry = choose(table_1(model), which, model)
   config = default.get_config()
   config.workdir = f"runs/{model}/{which.replace(',', '_')}"
-  config.lm.source = f"google/{model}"
-  config.data.chat = model.endswith("-it")  # GS 4.5
+  config.update_from_flattened_dict(overrides(model, entry))
   config.harvest.sites = entry.sites  # GS 3.2
-  config.harvest.rows = config.train.tokens = entry.tokens  # GS Table 1
-  config.train.site = entry.sites[0]
-  config.recipe.width = entry.width  # GS Table 1
-  if entry.is_transcoder:
-    as_transcoder(config, entry)
   return config
 
 
-def as_transcoder(config, entry: Entry) -> None:
-  """What a transcoder's recipe changes (GS appendix B)."""
-  config.train.target_site = entry.sites[1]
+def overrides(model: str, entry: Entry) -> dict[str, Any]:
+  """What an entry changes in configs/default.py, but for what it harvests."""
+  found = {
+    "lm.source": f"google/{model}",
+    "data.chat": model.endswith("-it"),  # GS 4.5
+    "harvest.rows": entry.tokens,  # GS Table 1
+    "train.tokens": entry.tokens,
+    "train.site": entry.sites[0],  # GS 3.2
+    "recipe.width": entry.width,  # GS Table 1
+  }
+  if entry.is_transcoder:
+    found |= {"train.target_site": entry.sites[1]} | AS_TRANSCODER
+  return found
+
+
+# What a transcoder's recipe changes (GS appendix B).
+AS_TRANSCODER = {
   # W_enc does not start as the decoder's transpose; how, GS does not say.
-  config.recipe.encoder_init = "he_uniform"
-  config.recipe.pre_encoder_bias = False
+  "recipe.encoder_init": "he_uniform",
+  "recipe.pre_encoder_bias": False,
+}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _TMP_SUFFIX = ".incomplete"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutOfDiskError(OSError):
@@ -42,7 +43,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     to `path`; on an exception it is removed and `path` is left as it was.
 
   Raises:
-    OutOfDiskError: the device is full; nothing at `path` was touched.
+    OutOfDiskError: the device is full, or a limit on files' sizes is reached;
+      nothing at `path` was touched.
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +59,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     _fsync_folder(path.parent)
   except BaseException as error:
     aside.unlink(missing_ok=True)
-    if isinstance(error, OSError) and error.errno in (
-      errno.ENOSPC,
-      errno.EDQUOT,
-    ):
+    if isinstance(error, OSError) and error.errno in _FULL:
+      why = "" if error.errno != errno.EFBIG else " (a limit on a file's size)"
       raise OutOfDiskError(
         error.errno,
-        f"out of disk while writing {path}: nothing was lost; free space on"
-        " that disk, or write to another one, and run the same"
+        f"out of disk while writing {path}{why}: nothing was lost; free space"
+        " on that disk, or write to another one, and run the same"
         " command again",
       ) from error
     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from launch.runs import Run
 # so, as they do by themselves; then they are asked to end, and then killed.
 NOTICE_S = 20.0
 END_S = 10.0
+# How our binaries begin an error, and Python the last line of a traceback.
+_ERROR = re.compile(r"error: |stopped: |[A-Za-z_.]+(Error|Exception)\b")
 
 
 class Group:
@@ -49,10 +52,13 @@ class Group:
     self._ask_at: float | None = None
     run.folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}" if count > 1 else ""
-    self._processes = []
+    self._processes, self._logs = [], []
     for index, log in enumerate(log_names(count)):
+      path = run.folder / log
+      before = path.stat().st_size if path.exists() else 0
+      self._logs.append((path, before))
       place = [f"--distributed={address},{count},{index}"] if address else []
-      with open(run.folder / log, "a", encoding="utf-8") as file:
+      with open(path, "a", encoding="utf-8") as file:
         self._processes.append(
           subprocess.Popen(
             [*run.command, *place],
@@ -75,6 +81,15 @@ class Group:
     if self._kill_at is not None and now >= self._kill_at:
       self._signal(signal.SIGKILL)
     return all(process.poll() is not None for process in self._processes)
+
+  def error(self) -> str:
+    """What the process that failed said last: its error, or its last line."""
+    path, before = self._logs[self.failed]
+    said = path.read_bytes()[before:].decode(errors="replace")
+    lines = [line.strip() for line in re.split(r"[\r\n]", said)]
+    lines = [line for line in lines if line and not line.startswith("(--")]
+    errors = [line for line in lines if _ERROR.match(line)]
+    return (errors or lines or ["it said nothing"])[-1]
 
   def ask_to_end(self, seconds: float | None = None) -> None:
     """SIGTERM: training saves first. Killed if that takes too long.

@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gemmascope_jax import artifacts
 from launch import group
-from launch.runs import DONE, Run
+from launch.runs import DONE, FAILED, Run
 
 _ENDING_S = 60.0  # to save, of runs whose launcher is asked to end
 
@@ -27,8 +27,22 @@ def work(runs: list[Run], jobs: int, processes: int = 1) -> list[Run]:
   return list(failures(runs, jobs, processes))
 
 
-def failures(runs: list[Run], jobs: int, processes: int = 1) -> dict[Run, int]:
-  """`work`, with the exit status of each run that failed, in that order."""
+def failures(
+  runs: list[Run],
+  jobs: int,
+  processes: int = 1,
+  ended: Callable[[Run], None] = lambda run: None,
+) -> dict[Run, int]:
+  """`work`, with the exit status of each run that failed, in that order.
+
+  A run's folder says why it failed (`Run.failure`).
+
+  Args:
+    runs: the queue.
+    jobs: how many at a time.
+    processes: of each run.
+    ended: called with each run that finished or failed, at once.
+  """
   waiting = [run for run in runs if not run.is_done]
   print(f"{len(runs)} runs, {len(runs) - len(waiting)} already done")
   logs = ", ".join(group.log_names(processes))
@@ -39,6 +53,7 @@ def failures(runs: list[Run], jobs: int, processes: int = 1) -> dict[Run, int]:
       while waiting or active:
         while waiting and len(active) < jobs:
           run = waiting.pop(0)
+          (run.folder / FAILED).unlink(missing_ok=True)
           active.append(group.Group(run, processes))
           print(f"started  {run.folder} ({logs})", flush=True)
         for each in [each for each in active if each.is_over()]:
@@ -47,12 +62,18 @@ def failures(runs: list[Run], jobs: int, processes: int = 1) -> dict[Run, int]:
           if each.status:
             failed[each.run] = each.status
             which = f" of process {each.failed}" if processes > 1 else ""
-            print(f"FAILED   {folder}: exit status {each.status}{which}")
-            continue
-          artifacts.write_json(
-            folder / DONE, {"command": list(each.run.command)}
-          )
-          print(f"finished {folder}", flush=True)
+            why = {"status": each.status, "error": each.error()}
+            artifacts.write_json(folder / FAILED, why)
+            print(
+              f"FAILED   {folder}: exit status {each.status}{which}:"
+              f" {why['error']}",
+              flush=True,
+            )
+          else:
+            done = {"command": list(each.run.command)}
+            artifacts.write_json(folder / DONE, done)
+            print(f"finished {folder}", flush=True)
+          ended(each.run)
         time.sleep(0.2)
     finally:
       _end(active)

@@ -8,10 +8,12 @@ import pathlib
 import re
 import shlex
 import sys
+from typing import Any
 
 from gemmascope_jax import artifacts
 
 DONE = "done.json"
+FAILED = "failed.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Run:
     if not path.exists():
       return False
     return artifacts.read_json(path)["command"] == list(self.command)
+
+  @property
+  def failure(self) -> dict[str, Any] | None:
+    """Exit status and error of its last try, if that failed."""
+    path = self.folder / FAILED
+    return artifacts.read_json(path) if path.exists() else None
 
 
 def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:

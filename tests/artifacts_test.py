@@ -29,7 +29,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_says_what_to_do_and_loses_nothing(tmp_path, code):
   path = tmp_path / "x.bin"
   path.write_bytes(b"old")

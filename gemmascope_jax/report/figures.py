@@ -6,17 +6,18 @@ Each takes parsed results and returns a matplotlib figure; call these inside
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gemmascope_jax.report import plotting, wording
 from gemmascope_jax.report.plotting import INK, MUTED, PAPER
 from gemmascope_jax.report.results import Fidelity, Row, Value
 
-_AXIS_LABELS = {
+AXIS_LABELS = {
   "delta_loss": "delta loss (nats/token)",
   "fvu": "FVU (variance unexplained)",
 }
-_L0_LABEL = "L0 (active latents per token)"
+L0_LABEL = "L0 (active latents per token)"
 
 
 def sparsity_fidelity(result: Fidelity, with_title: bool = True) -> Any:
@@ -79,14 +80,14 @@ def spectrum(result: Fidelity, with_title: bool = True) -> Any:
     linewidth=1.4,
     label="PCA (the same components for every token)",
   )
-  _plot_saes(panel, result, "fvu")
+  plot_saes(panel, result.saes, "fvu", series(result.saes))
   xs = components + [row.l0.mean for row in result.saes]
   ys = unexplained + [row.fvu.mean for row in result.saes]
   plotting.log_axis(panel.xaxis, xs, (0.05, 0.05))
   plotting.log_axis(panel.yaxis, ys, (0.08, 0.15))
   _coefficients(panel, result, "fvu")
   panel.set_xlabel("PCA components, or L0 of an SAE")
-  panel.set_ylabel(_AXIS_LABELS["fvu"])
+  panel.set_ylabel(AXIS_LABELS["fvu"])
   panel.legend(loc="best")
   if with_title:
     plotting.frame(
@@ -111,9 +112,9 @@ def _facts(result: Fidelity) -> str:
 
 
 def _fidelity_panel(panel: Any, result: Fidelity, metric: str) -> None:
-  colours = _plot_saes(panel, result, metric)
+  colours = plot_saes(panel, result.saes, metric, series(result.saes))
   xs = [row.l0.mean for row in result.saes]
-  ys = [y for row in result.rows for y in _extent(getattr(row, metric))]
+  ys = [y for row in result.rows for y in extent(getattr(row, metric))]
   hollow = False
   for row in result.baselines:
     value = getattr(row, metric)
@@ -148,17 +149,37 @@ def _fidelity_panel(panel: Any, result: Fidelity, metric: str) -> None:
   plotting.log_axis(panel.yaxis, ys, (0.08, 0.12))
   _coefficients(panel, result, metric)
   _ablations(panel, result, metric)
-  panel.set_xlabel(_L0_LABEL)
-  panel.set_ylabel(_AXIS_LABELS[metric])
+  panel.set_xlabel(L0_LABEL)
+  panel.set_ylabel(AXIS_LABELS[metric])
 
 
-def _plot_saes(panel: Any, result: Fidelity, metric: str) -> dict[str, str]:
-  """Draws every family and width; returns each SAE's colour by name."""
-  series: dict[tuple[str, int], list[Row]] = {}
-  for row in result.saes:
-    series.setdefault((row.family, row.width), []).append(row)
+def series(saes: Iterable[Row]) -> list[tuple[str, int]]:
+  """The families and widths of SAEs, in the order of their colours."""
+  return sorted({(row.family, row.width) for row in saes})
+
+
+def plot_saes(
+  panel: Any,
+  saes: Iterable[Row],
+  metric: str,
+  every: Sequence[tuple[str, int]],
+) -> dict[str, str]:
+  """Draws a line of each family and width.
+
+  Args:
+    panel: to draw in.
+    saes: rows of it.
+    metric: "delta_loss" or "fvu".
+    every: of `series`; may hold some that this panel does not.
+
+  Returns:
+    Each SAE's colour, by name.
+  """
   colours = {}
-  for i, (key, rows) in enumerate(sorted(series.items())):
+  for i, key in enumerate(every):
+    rows = [row for row in saes if (row.family, row.width) == key]
+    if not rows:
+      continue
     colour = plotting.SERIES[i % len(plotting.SERIES)]
     rows = sorted(rows, key=lambda row: row.l0.mean)
     colours |= {row.name: colour for row in rows}
@@ -203,7 +224,7 @@ def _coefficients(panel: Any, result: Fidelity, metric: str) -> None:
     )
 
 
-def _extent(value: Value) -> list[float]:
+def extent(value: Value) -> list[float]:
   """The heights of a mark with its error bar, as far as a log axis has them."""
   bars = [value.mean + sign * (value.stderr or 0) for sign in (-1, 1)]
   return [value.mean, *(bar for bar in bars if bar > 0 or value.mean <= 0)]

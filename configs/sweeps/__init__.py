@@ -1,0 +1,1 @@
+"""Sweeps: each file overrides settings of one config, see docs/sweeps.md."""
