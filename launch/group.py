@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 
 from launch.runs import Run
 
@@ -34,6 +35,7 @@ class Group:
     run: Run,
     count: int = 1,
     *,
+    logs: Sequence[str] = (),
     notice_s: float = NOTICE_S,
     end_s: float = END_S,
   ):
@@ -43,6 +45,7 @@ class Group:
       run: what to start; its folder is made if need be.
       count: processes. Each of several is told `--distributed=` the address of
         the first, how many there are and which it is.
+      logs: their names; default: `log_names`.
       notice_s: seconds that the others have once one has failed.
       end_s: seconds from being asked to end to being killed.
     """
@@ -53,7 +56,7 @@ class Group:
     run.folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}" if count > 1 else ""
     self._processes, self._logs = [], []
-    for index, log in enumerate(log_names(count)):
+    for index, log in enumerate(logs or log_names(count)):
       path = run.folder / log
       before = path.stat().st_size if path.exists() else 0
       self._logs.append((path, before))

@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from gemmascope_jax import artifacts
 from launch import group
-from launch.runs import DONE, FAILED, Run
+from launch.runs import Run
 
 _ENDING_S = 60.0  # to save, of runs whose launcher is asked to end
 
@@ -53,25 +52,22 @@ def failures(
       while waiting or active:
         while waiting and len(active) < jobs:
           run = waiting.pop(0)
-          (run.folder / FAILED).unlink(missing_ok=True)
+          run.has_begun()
           active.append(group.Group(run, processes))
           print(f"started  {run.folder} ({logs})", flush=True)
         for each in [each for each in active if each.is_over()]:
           active.remove(each)
           folder = each.run.folder
+          each.run.has_ended(each.status, each.error())
           if each.status:
             failed[each.run] = each.status
             which = f" of process {each.failed}" if processes > 1 else ""
-            why = {"status": each.status, "error": each.error()}
-            artifacts.write_json(folder / FAILED, why)
             print(
               f"FAILED   {folder}: exit status {each.status}{which}:"
-              f" {why['error']}",
+              f" {each.error()}",
               flush=True,
             )
           else:
-            done = {"command": list(each.run.command)}
-            artifacts.write_json(folder / DONE, done)
             print(f"finished {folder}", flush=True)
           ended(each.run)
         time.sleep(0.2)

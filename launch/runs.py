@@ -12,8 +12,8 @@ from typing import Any
 
 from gemmascope_jax import artifacts
 
-DONE = "done.json"
-FAILED = "failed.json"
+_DONE = "done.json"
+_FAILED = "failed.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Run:
   @property
   def is_done(self) -> bool:
     """Whether it finished, with this very command."""
-    path = self.folder / DONE
+    path = self.folder / _DONE
     if not path.exists():
       return False
     return artifacts.read_json(path)["command"] == list(self.command)
@@ -39,8 +39,25 @@ class Run:
   @property
   def failure(self) -> dict[str, Any] | None:
     """Exit status and error of its last try, if that failed."""
-    path = self.folder / FAILED
+    path = self.folder / _FAILED
     return artifacts.read_json(path) if path.exists() else None
+
+  def has_begun(self) -> None:
+    """Forgets how an earlier try ended."""
+    (self.folder / _FAILED).unlink(missing_ok=True)
+
+  def has_ended(self, status: int, error: str) -> None:
+    """Says on disk how it ended.
+
+    Args:
+      status: exit status.
+      error: what it said last, if that is not 0.
+    """
+    if status:
+      why = {"status": status, "error": error}
+      artifacts.write_json(self.folder / _FAILED, why)
+    else:
+      artifacts.write_json(self.folder / _DONE, {"command": list(self.command)})
 
 
 def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:

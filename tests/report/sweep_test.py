@@ -36,7 +36,9 @@ def test_every_number_is_in_the_table(tmp_path):
   assert [row["site"] for row in rows[::4]] == ["mlp.5", "res.5", "res.12"]
   assert [row["run"] for row in rows[::4]] == ["run2", "run1", "run0"]
   one = results.read_fidelity(found["run1"]).saes
-  for row, sae in zip(rows[4:8], sorted(one, key=lambda x: x.l0.mean)):
+  for row, sae in zip(
+    rows[4:8], sorted(one, key=lambda x: x.l0.mean), strict=True
+  ):
     assert float(row["delta_loss"]) == sae.delta_loss.mean
     assert float(row["fvu_stderr"]) == sae.fvu.stderr
     assert float(row["sparsity_coefficient"]) == sae.sparsity_coefficient

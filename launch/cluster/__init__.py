@@ -1,0 +1,1 @@
+"""Runs on clusters: what is submitted to Slurm, Kubernetes and clouds."""
