@@ -25,6 +25,8 @@ _TEST = [
   "pytest",
   "pytest-xdist",
   "ruff",
+  "submitit>=1.5,<2",
+  "jsonschema",
   # Oracles only; the package itself never imports them.
   "torch==2.13.0",
   "accelerate>=1.15",
@@ -45,6 +47,7 @@ setuptools.setup(
     "gemmascope_jax.sae": ["*.cc"],
     "gemmascope_jax.dashboards": ["assets/*"],
     "gemmascope_jax.releases": ["*.txt"],
+    "launch": ["templates/*.yaml", "Dockerfile"],
   },
   install_requires=[
     "absl-py",
@@ -71,6 +74,8 @@ setuptools.setup(
     # Where metrics go besides metrics.jsonl: `train.loggers`.
     "tensorboard": ["tensorboardX"],
     "wandb": ["wandb"],
+    # launch.slurm.
+    "slurm": ["submitit>=1.5,<2"],
     "cuda": ["jax[cuda13]>=0.10.0"],
     "tpu": ["jax[tpu]>=0.10.0"],
   },

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from experiments import _huge_pages
 from gemmascope_jax import parallel, training
+from gemmascope_jax.experiment import runs, settings
 from gemmascope_jax.parallel import processes
 
 _TRACEBACK = flags.DEFINE_bool(
@@ -28,6 +29,9 @@ _DISTRIBUTED = flags.DEFINE_string(
 )
 _PEER_TIMEOUT = flags.DEFINE_integer(
   "peer_timeout", 60, "Seconds without a sign of life: a process is lost."
+)
+_CHECK_ONLY = flags.DEFINE_bool(
+  "check_only", False, "Check flags and config, and end before any work."
 )
 # Errors that explain themselves; anything else is ours and shows its traceback.
 _EXPLAINED = (
@@ -99,6 +103,9 @@ def run_commands(
       _leave(status)
 
   def run_in_processes(config, arguments):
+    if _CHECK_ONLY.value:
+      _check(config)
+      return
     found = parallel.start(_DISTRIBUTED.value, _PEER_TIMEOUT.value)
     if found:
       print(found, file=sys.stderr, flush=True)
@@ -109,6 +116,14 @@ def run_commands(
     processes.wait("the end")
 
   app.run(main, flags_parser=_parse)
+
+
+def _check(config: Any) -> None:
+  """What can be known to be wrong before any work."""
+  if config is not None:
+    for each in runs.runs(config).values():
+      settings.check(each)
+    print(f"checked: would write below {config.workdir}")
 
 
 def refuse(when: str, *given: flags.FlagHolder) -> None:

@@ -1,6 +1,7 @@
 """Serves a store to trainers anywhere.
 
 python -m experiments.serve --store=STORE --port=8815
+python -m experiments.serve --run=runs/scale --port=8815   # what it harvested
 
 With several machines or disks, one server for each slice of the shards:
 
@@ -20,8 +21,10 @@ from absl import app, flags
 
 from gemmascope_jax.data.serving import access, server, status
 from gemmascope_jax.data.stores.store import Store
+from gemmascope_jax.experiment import activations
 
 _STORE = flags.DEFINE_string("store", None, "Folder of the store.")
+_RUN = flags.DEFINE_string("run", None, "Or the run that harvested it.")
 _HOST = flags.DEFINE_string("host", server.LOCAL, "Address to listen on.")
 _PORT = flags.DEFINE_integer("port", 0, "Port; 0 takes a free one.")
 _PART = flags.DEFINE_integer("part", 0, "Which slice of the shards to serve.")
@@ -71,7 +74,12 @@ def start() -> server.StoreServer:
       pathlib.Path(file).read_bytes()
       for file in (_TLS_CERT.value, _TLS_KEY.value)
     )
-  store = Store.open(_STORE.value)
+  if bool(_STORE.value) == bool(_RUN.value):
+    raise ValueError("expected either --store or --run")
+  if _RUN.value:
+    store = Store.open(activations.store_of(pathlib.Path(_RUN.value)))
+  else:
+    store = Store.open(_STORE.value)
   return server.StoreServer(
     store,
     host=_HOST.value,
@@ -113,5 +121,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("store")
   app.run(main)

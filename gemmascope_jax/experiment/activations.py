@@ -185,15 +185,30 @@ def _finished_store(config: Config, key: str) -> store.Store | None:
 
 def _harvested(config: Config) -> str | pathlib.Path:
   """Where the store is that `harvest` left."""
-  pointer = settings.workdir(config) / _STORE
+  return store_of(settings.workdir(config))
+
+
+def store_of(workdir: pathlib.Path) -> str | pathlib.Path:
+  """Where the store is that `harvest` left for a run.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    A path, or a URL.
+
+  Raises:
+    FileNotFoundError: nothing was harvested for it.
+  """
+  pointer = workdir / _STORE
   if not pointer.exists():
     raise FileNotFoundError(
-      f"no activations in {config.workdir}: run `python -m"
+      f"no activations in {workdir}: run `python -m"
       " experiments.harvest` with the same --config first, or name a source"
       " (--config.data.source=STORE, grpc://HOST:PORT or live)"
     )
   root = artifacts.read_json(pointer)["root"]
-  return root if "://" in root else settings.workdir(config) / root
+  return root if "://" in root else workdir / root
 
 
 def open_rows(config: Config) -> store.Store | live.LiveRows:

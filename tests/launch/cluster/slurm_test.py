@@ -11,8 +11,6 @@ from launch.cluster import slurm
 from launch.runs import Run
 from tests.launch.cluster import mini_slurm
 
-pytest.importorskip("submitit")
-
 # Waits for SIGTERM the first time, saves, and ends with 143; done the second.
 _RESUMES = """
 import pathlib, signal, sys, time
