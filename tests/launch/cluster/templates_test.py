@@ -142,7 +142,7 @@ def test_every_command_is_one_that_our_binaries_take(tmp_path, monkeypatch):
     f"experiments.{name}" for name in (*stations, "report")
   }
   ours = [each for each in commands if each[1] != "experiments.serve"]
-  for command in (*ours[:3], ours[4]):  # the others have the same flags
+  for command in (ours[0], ours[4]):  # the others have the same flags
     found = subprocess.run(
       [sys.executable, *command, "--check_only"],
       capture_output=True,
