@@ -28,7 +28,8 @@ import tempfile
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import forward, workers
+from experiments.benchmarks import workers
+from gemmascope_jax.gemma import costs
 
 _SEQUENCES = flags.DEFINE_integer("sequences", 8, "evaluate: a batch.")
 _LENGTH = flags.DEFINE_integer("length", 256, "evaluate: tokens of a sequence.")
@@ -145,8 +146,8 @@ def _serve_jax() -> None:
 
 def _flops(config, shape, latents: int) -> dict[str, list[float]]:
   """[of a pass without SAEs, of each SAE], in ours and with hooks."""
-  layer = forward.flops_of_token(config, 1, shape[1])
-  unembedding = forward.unembedding_flops(config)
+  layer = costs.flops_of_token(config, 1, shape[1])
+  unembedding = costs.unembedding_flops(config)
   sae = 4 * config.width * latents
   rows = shape[0] * shape[1]
   whole = rows * (config.num_layers * layer + unembedding)

@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks import workers
+from gemmascope_jax.gemma import costs
 
 _RANDOM = "gemma-2-2b"
 _MODEL = flags.DEFINE_enum(
@@ -80,9 +81,9 @@ def _serve_jax(model: str, folder: str) -> None:
   def measure(request):
     if request["job"] == "flops":
       length = request["length"]
-      part = flops_of_token(lm.config, layers, length)
-      whole = flops_of_token(lm.config, lm.config.num_layers, length)
-      whole += unembedding_flops(lm.config)
+      part = costs.flops_of_token(lm.config, layers, length)
+      whole = costs.flops_of_token(lm.config, lm.config.num_layers, length)
+      whole += costs.unembedding_flops(lm.config)
       return {"layers": part, "loss": whole}
     if request["job"] == "product":
       product(square).block_until_ready()
@@ -91,22 +92,6 @@ def _serve_jax(model: str, folder: str) -> None:
     return [value, workers.device_gib()]
 
   workers.serve(measure)
-
-
-def flops_of_token(config, layers: int, length: int) -> float:
-  """Matrix products of layers on one of `length` tokens, operations.
-
-  A token sees half of the sequence, on average.
-  """
-  attention = config.num_heads * config.head_dim
-  weights = 2 * (attention + config.num_kv_heads * config.head_dim)
-  weights = config.width * (weights + 3 * config.mlp_width)
-  return layers * (2 * weights + 2 * attention * length)
-
-
-def unembedding_flops(config) -> float:
-  """The product of one token with the embedding table, operations."""
-  return 2 * config.width * config.vocab_size
 
 
 def _serve_torch(model: str, folder: str) -> None:
