@@ -167,19 +167,21 @@ def _figure(
   figure = plotting.blank(max(3.4 * across, 7.5), 3.0 * down + 1.6)
   panels = figure.subplots(down, across, squeeze=False).flatten()
   legend: dict[str, Any] = {}
-  for panel, site in zip(panels, sites, strict=False):
+  for place, (panel, site) in enumerate(zip(panels, sites, strict=False)):
     rows = rows_of[site]
     figures.plot_saes(panel, rows, metric, every)
     ys = [y for row in rows for y in figures.extent(getattr(row, metric))]
     plotting.log_axis(panel.xaxis, [row.l0.mean for row in rows], (0.1, 0.1))
     plotting.log_axis(panel.yaxis, ys, (0.1, 0.1))
     panel.set_title(site)
+    if place >= len(sites) - across:  # nothing below it
+      panel.set_xlabel(figures.L0_LABEL)
+    if place % across == 0:
+      panel.set_ylabel(figures.AXIS_LABELS[metric])
     handles, labels = panel.get_legend_handles_labels()
     legend |= dict(zip(labels, handles, strict=True))
   for panel in panels[len(sites) :]:
     panel.set_visible(False)
-  figure.supxlabel(figures.L0_LABEL, size=11)
-  figure.supylabel(figures.AXIS_LABELS[metric], size=11)
   plotting.frame(
     figure,
     title=f"Sparsity and {'delta loss' if metric == 'delta_loss' else 'FVU'}",
