@@ -1,22 +1,17 @@
-"""The simulation against closed forms, and against the real server."""
+"""The simulation against closed forms."""
 
 import dataclasses
+import math
 
 import pytest
 
 from launch.planner import simulate
-from launch.planner.simulate import Service, Trainer
+from launch.planner.simulate import Server, Service, Trainer
 
 _MIB = 2**20
-# 1 MiB batches, disk 100 MiB/s, network 200 MiB/s.
-_SERVICE = Service(
-  (Trainer(0.001),),
-  steps=4000,
-  batch_bytes=_MIB,
-  disk_rate=100 * _MIB,
-  network_rate=200 * _MIB,
-  buffer_bytes=64 * _MIB,
-)
+_SERVER = Server(100 * _MIB, 200 * _MIB, 64 * _MIB)
+_FAST = Server(1e12, 1e12, 64 * _MIB)
+_SERVICE = Service((Trainer(0.001),), (_SERVER,), 4000, _MIB)
 
 
 def _with(**values):
@@ -26,82 +21,122 @@ def _with(**values):
 @pytest.mark.parametrize(
   ("service", "seconds"),
   [
-    (_SERVICE, 40),  # the disk: 4,000 MiB at 100 MiB/s
-    (_with(disk_rate=1000 * _MIB), 20),  # the network
-    (_with(trainers=(Trainer(0.05),)), 200),  # the trainer
-    (_with(servers=4), 10),  # four disks
-    (_with(servers=4, bucket_steps=400), 17),  # of which one works at a time,
-    # but for what the buffers of the others hold: 64 batches of each bucket
-    (_with(trainers=(Trainer(0.001),) * 4), 80),  # sent four times, read once
-    (
-      _with(trainers=(Trainer(0.03), Trainer(0.001))),
-      120,
-    ),  # waits for the slow
+    # One server, one trainer: the slowest of disk, network and trainer.
+    (_SERVICE, 40),
+    (_with(servers=(Server(1000 * _MIB, 200 * _MIB, 64 * _MIB),)), 20),
+    (_with(trainers=(Trainer(0.05),)), 200),
+    # Four disks, all at a time; or one after the other.
+    (_with(servers=(_SERVER,) * 4), 10),
+    (_with(servers=(_SERVER,) * 4, spread=False), 40),
+    # A slow disk holds up all others.
+    (_with(servers=(_SERVER, Server(50 * _MIB, 200 * _MIB, 64 * _MIB))), 40),
+    # Four trainers share a line.
+    (_with(trainers=(Trainer(0.001),) * 4), 80),
+    # All at the pace of the slow one.
+    (_with(trainers=(Trainer(0.03), Trainer(0.001))), 120),
   ],
 )
-def test_what_limits_sets_the_time(service, seconds):
-  found = simulate.run(service, chunk=4)
-  if not service.bucket_steps:
-    assert found.seconds == pytest.approx(seconds, rel=0.02)
-  assert found.read == pytest.approx(4000 * _MIB)
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_what_limits_sets_the_time(service, seconds, chunk):
+  found = simulate.run(service, chunk=chunk)
+  assert found.seconds == pytest.approx(seconds, rel=0.02)
+  assert found.read == pytest.approx(4000 * _MIB)  # once for all
   assert found.sent == pytest.approx(4000 * _MIB * len(service.trainers))
 
 
-def test_buckets_of_one_server_at_a_time_are_between_one_and_all():
-  """Others read on while one is asked, as far as their buffers go."""
-  one = simulate.run(_SERVICE).seconds
-  every = simulate.run(_with(servers=4)).seconds
-  found = simulate.run(_with(servers=4, bucket_steps=400)).seconds
-  assert every < found < one
+def test_shares_of_the_time_and_rates_over_it():
+  found = simulate.run(_with(trainers=(Trainer(0.005),)))
+  assert found.computing[0] == pytest.approx(0.5, rel=0.01)  # of 40 s
+  assert found.down == (0,)
+  assert found.disk_busy == pytest.approx(1, rel=0.01)
+  assert found.network_busy == pytest.approx(0.5, rel=0.01)
+  step = found.line[1][0] - found.line[0][0]
+  assert sum(read for _, read, _ in found.line) * step == pytest.approx(
+    found.read
+  )
+  assert all(
+    read == pytest.approx(100 * _MIB, rel=0.1)
+    for _, read, _ in found.line[5:-5]
+  )
 
 
-def test_the_size_of_chunks_does_not_matter():
-  trainers = (Trainer(0.02), Trainer(0.015))
-  seconds = [
-    simulate.run(_with(trainers=trainers), chunk=chunk).seconds
-    for chunk in (1, 5, 16)
-  ]
-  assert seconds == pytest.approx([80.0] * 3, rel=0.02)
-
-
-def test_a_slow_trainer_is_left_behind_when_patience_is_short():
-  trainers = (Trainer(0.001), Trainer(0.1))
-  service = _with(trainers=trainers, steps=1000, disk_rate=500 * _MIB)
-  waits = simulate.run(service, chunk=1)
-  assert waits.finished[0] == pytest.approx(100, rel=0.1)
+@pytest.mark.parametrize("patience", [0, 0.05])
+def test_without_patience_a_slow_trainer_is_left_behind(patience):
+  service = _with(
+    trainers=(Trainer(0.001), Trainer(0.1)), steps=1000, patience=patience
+  )
+  found = simulate.run(service, chunk=1)
+  assert found.finished[0] < 12  # the disk, and what is read for the other
+  assert found.finished[1] == pytest.approx(100, rel=0.01)
+  assert found.read > 1900 * _MIB  # once more, for it alone
+  waits = simulate.run(dataclasses.replace(service, patience=30), chunk=1)
+  assert waits.finished[0] == pytest.approx(94, rel=0.02)  # a buffer ahead
   assert waits.read == pytest.approx(1000 * _MIB)
-  goes = simulate.run(dataclasses.replace(service, patience=0.05), chunk=1)
-  assert goes.finished[0] < 20
-  assert goes.finished[1] == pytest.approx(100, rel=0.05)
-  assert goes.read > 1500 * _MIB  # once more, for it alone
 
 
-def test_preemptions_cost_what_was_lost_and_the_pause():
+def test_a_trainer_that_was_away_catches_up_from_the_disk():
+  trainers = (
+    Trainer(0.1),
+    Trainer(0.1, 100, down_seconds=60, checkpoint_steps=1),
+  )
+  service = _with(trainers=trainers, servers=(_FAST,), steps=1000, patience=5)
+  found = simulate.run(service, seed=3, chunk=1)
+  assert found.preemptions[1] > 0
+  # The other one waits for it no longer than the patience, twice each time: as
+  # it goes silent, and as it comes back late.
+  most = 100 + 2 * 5 * found.preemptions[1]
+  assert 100 <= found.finished[0] <= most + 1
+  assert found.read > 1000 * _MIB
+
+
+def test_preemptions_cost_the_pause_and_what_was_lost():
+  trainer = Trainer(0.1, 200, down_seconds=60, checkpoint_steps=100)
+  service = _with(trainers=(trainer,), servers=(_FAST,), steps=40_000)
+  found = simulate.run(service, chunk=1)
+  assert found.preemptions[0] > 10
+  assert found.seconds == pytest.approx(
+    4000 + 60 * found.preemptions[0] + 0.1 * found.lost_steps[0], rel=1e-3
+  )
+  assert found.down[0] * found.seconds == pytest.approx(
+    60 * found.preemptions[0]
+  )
+  # On average half of what lies between checkpoints.
+  lost = found.lost_steps[0] / found.preemptions[0]
+  assert 30 < lost < 70
+  assert simulate.run(service, chunk=1) == found
+  assert simulate.run(service, seed=1, chunk=1) != found
+
+
+def test_preempted_when_asked():
   trainer = Trainer(
-    0.1, mean_seconds_to_preemption=200, down_seconds=60, checkpoint_steps=100
+    0.1, down_seconds=7, checkpoint_steps=20, preempted_at=(5.02, 9.0)
   )
-  found = simulate.run(
-    _with(trainers=(trainer,), disk_rate=1e12, network_rate=1e12), chunk=10
-  )
-  pauses = (found.seconds - 400 - found.lost_steps[0] * 0.1) / 60
-  # What was under way in a chunk when it came is lost as well.
-  assert 0.9 <= pauses / round(pauses) <= 1.1 and pauses > 0.5
-  again = simulate.run(
-    _with(trainers=(trainer,), disk_rate=1e12, network_rate=1e12), chunk=10
-  )
-  assert again == found
-  never = simulate.run(_with(trainers=(Trainer(0.1),)), chunk=10)
-  assert never.lost_steps == (0,)
+  service = _with(trainers=(trainer,), servers=(_FAST,), steps=100)
+  found = simulate.run(service, chunk=1)
+  # At step 50.2 of 100, back to 40; the second one finds it away.
+  assert found.preemptions == (1,)
+  assert found.lost_steps[0] == pytest.approx(10.2, abs=0.01)
+  assert found.seconds == pytest.approx(10 + 7 + 1.02, abs=0.01)
+
+
+def test_a_million_steps_take_seconds():
+  service = _with(trainers=(Trainer(0.05),) * 5, steps=10**6)
+  found = simulate.run(service)
+  assert found.seconds == pytest.approx(50_000, rel=0.01)
 
 
 @pytest.mark.parametrize(
-  ("values", "match"),
+  ("make", "match"),
   [
-    ({"trainers": ()}, "without trainers"),
-    ({"servers": 0}, "servers is 0: expected more than 0"),
-    ({"trainers": (Trainer(0.0),)}, "step_seconds"),
+    (lambda: _with(trainers=()), "without trainers"),
+    (lambda: _with(servers=()), "without servers"),
+    (lambda: _with(steps=0), "steps is 0: expected more than 0"),
+    (lambda: _with(patience=-1), "patience is -1: expected at least 0"),
+    (lambda: Trainer(0.0), "step_seconds is 0.0: expected more than 0"),
+    (lambda: Trainer(1.0, down_seconds=math.inf), "down_seconds is inf"),
+    (lambda: Server(0, 1), "disk_rate is 0: expected more than 0"),
   ],
 )
-def test_errors(values, match):
+def test_errors(make, match):
   with pytest.raises(ValueError, match=match):
-    simulate.run(_with(**values))
+    make()
