@@ -23,7 +23,7 @@ from launch.planner import simulate
 
 BATCH = 256
 BATCH_BYTES = BATCH * store_read.WIDTH * 4
-_GIB = 0.1
+_GIB = 0.2
 _PIECE = 1 << 16  # bytes that a proxy forwards at a time
 
 
@@ -149,7 +149,8 @@ def run(service: simulate.Service, store) -> tuple[list[float], int]:
     [make(f"trainer {number}") for _ in range(1 + len(each.preempted_at))]
     for number, each in enumerate(service.trainers)
   ]
-  finished = [0.0] * len(lives)
+  read = lambda: sum(server.stats()["bytes_read"] for server in servers)
+  finished, before = [0.0] * len(lives), read()
   begun = time.monotonic()
 
   def live(number):
@@ -161,9 +162,7 @@ def run(service: simulate.Service, store) -> tuple[list[float], int]:
     if not first.run(0, service.steps, each.step_seconds):
       time.sleep(each.down_seconds)
       saved = first.steps // each.checkpoint_steps * each.checkpoint_steps
-      if not after or not after[0].run(
-        saved, service.steps, each.step_seconds
-      ):
+      if not after or not after[0].run(saved, service.steps, each.step_seconds):
         raise RuntimeError("a trainer failed: see its error above")
     finished[number] = time.monotonic() - begun
 
@@ -175,10 +174,10 @@ def run(service: simulate.Service, store) -> tuple[list[float], int]:
     thread.start()
   for thread in threads:
     thread.join()
-  read = sum(server.stats()["bytes_read"] for server in servers)
+  total = read() - before
   for each in (*servers, *proxies):
     each.close()
-  return finished, read
+  return finished, total
 
 
 def _slow(server, rate: float):
@@ -213,6 +212,7 @@ def _train(name: str, spread: str, addresses: str) -> None:
     shuffle(bool(int(spread))),
     trainer=name,
   )
+  stream.batch(0)  # the connection stands
   print("ready", flush=True)
   words = sys.stdin.readline().split()
   start, stop, seconds = int(words[0]), int(words[1]), float(words[2])
@@ -246,13 +246,13 @@ def scenarios() -> dict[str, simulate.Service]:
     "three trainers, limited by the line": to(trainers=(quick,) * 3, steps=60),
     "one trainer, limited by itself": to(trainers=(slow,), steps=60),
     "two servers, every batch from both": to(servers=(server,) * 2),
-    "two servers, one after the other": to(servers=(server,) * 2, spread=False),
+    "two servers, one after the other": to(
+      servers=(server,) * 2, spread=False, steps=90
+    ),
     "two servers, one with half the rate": to(
       servers=(server, dataclasses.replace(server, disk_rate=15 * mib))
     ),
-    "a slow trainer is waited for": to(
-      trainers=(quick, slow), servers=(fast,)
-    ),
+    "a slow trainer is waited for": to(trainers=(quick, slow), servers=(fast,)),
     "a slow trainer is left behind": to(
       trainers=(quick, slow), servers=(fast,), patience=0.0
     ),

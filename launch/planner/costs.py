@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +78,8 @@ class Harvest:
     tokens: that go through the model, those without a row (BOS) included.
     flops: operations.
     device_hours: of the accelerator.
-    site_bytes: on disk, by site.
+    site_bytes: on disk, by site; none if nothing is stored.
+    index_bytes: of the tokens that the rows belong to.
     seconds: on the machine's devices.
   """
 
@@ -88,12 +87,13 @@ class Harvest:
   flops: float
   device_hours: float
   site_bytes: dict[str, int]
+  index_bytes: int
   seconds: float
 
   @property
   def bytes(self) -> int:
-    """Of all sites."""
-    return sum(self.site_bytes.values())
+    """Of all sites and the tokens."""
+    return sum(self.site_bytes.values()) + self.index_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +121,6 @@ class Training:
   state_bytes: int
   sae_bytes: int
 
-  @property
-  def bytes_per_second(self) -> float:
-    """Of activations, that this trainer needs so as not to wait."""
-    return self.batch_bytes / self.step_seconds
-
 
 def model(config: Config, name: str = "") -> GemmaConfig:
   """The architecture that a config names, without its weights.
@@ -150,15 +145,19 @@ def model(config: Config, name: str = "") -> GemmaConfig:
 
 
 def harvest(config: Config, lm: GemmaConfig, machine: Machine) -> Harvest:
-  """What harvesting costs.
+  """What the activations cost that a config trains on.
+
+  With data.source "live" the model runs for each row that is trained on, and
+  nothing is stored.
 
   Args:
     config: sites, rows, window, dtypes.
     lm: the model.
     machine: what runs it.
   """
-  names = tuple(config.harvest.sites)
-  rows = config.harvest.rows
+  live = config.data.source == "live"
+  names = settings.trained_sites(config) if live else config.harvest.sites
+  rows = config.train.tokens if live else config.harvest.rows
   # Each window has one position without a row: BOS.
   tokens = rows * config.data.window / (config.data.window - 1)
   layers = sites.layers_needed(lm, names)
@@ -177,14 +176,30 @@ def harvest(config: Config, lm: GemmaConfig, machine: Machine) -> Harvest:
         config.harvest.dtype,
         config.harvest.rows_per_shard,
       )
-      for name in names
+      for name in (() if live else names)
     },
+    0 if live else index_bytes(rows, config.data.window),
     flops / rate / machine.devices,
   )
 
 
+def index_bytes(rows: int, window: int) -> int:
+  """Tokens, documents and row numbers of a store whose windows are full.
+
+  The documents' keys, 8 bytes each, come on top.
+
+  Args:
+    rows: of a site.
+    window: positions, of which the first has no row.
+  """
+  windows = -(-rows // (window - 1))
+  tokens = shards.NpyForm(np.dtype("<i4"), (windows, window)).bytes
+  starts = shards.NpyForm(np.dtype("<i8"), (windows + 1,)).bytes
+  return 2 * tokens + starts
+
+
 def store_bytes(rows: int, width: int, dtype: str, rows_per_shard: int) -> int:
-  """One site's files of rows and of their checks, to the byte.
+  """One site's arrays (rows, their checks, their sums), to the byte.
 
   Args:
     rows: of the site.
@@ -193,11 +208,13 @@ def store_bytes(rows: int, width: int, dtype: str, rows_per_shard: int) -> int:
     rows_per_shard: of every shard but the last.
   """
   whole, rest = divmod(rows, rows_per_shard)
-  return sum(
+  sums = shards.NpyForm(np.dtype("<f8"), (2, width)).bytes
+  return sums + sum(
     count
     * (
       shards.NpyForm(shards.stored_dtype(dtype), (size, width)).bytes
       + shards.NpyForm(np.dtype("<u8"), (size,)).bytes
+      + sums
     )
     for count, size in ((whole, rows_per_shard), (1, rest))
     if count and size
@@ -260,36 +277,3 @@ def _sizes(recipe: Recipe, inputs: int, outputs: int) -> tuple[int, int]:
   if recipe.skip:
     finished += inputs * outputs
   return size, 4 * finished
-
-
-def servers(
-  trainers: Sequence[Training], machine: Machine
-) -> tuple[int, float, float]:
-  """How many servers of one site keep its trainers fed.
-
-  A batch is read once for all of them, and sent to each.
-
-  Args:
-    trainers: of one site; they go at the pace of the slowest.
-    machine: a server's disk and network.
-
-  Returns:
-    Servers, GiB/s that they read, GiB/s that they send.
-  """
-  pace = min(1 / each.step_seconds for each in trainers)
-  read = max(each.batch_bytes for each in trainers) * pace / 2**30
-  sent = sum(each.batch_bytes for each in trainers) * pace / 2**30
-  needed = max(read / machine.disk_gib_s, sent / machine.network_gib_s)
-  return max(1, math.ceil(needed)), read, sent
-
-
-def break_even_days(made: Harvest, machine: Machine) -> float:
-  """For how many days storing costs as much as harvesting once more.
-
-  Args:
-    made: the harvest.
-    machine: prices.
-  """
-  again = made.device_hours * machine.accelerator.dollars
-  day = made.bytes / 2**40 * machine.tib_month_dollars / 30
-  return again / day

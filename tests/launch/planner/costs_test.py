@@ -61,7 +61,7 @@ def test_devices_share_the_time_and_not_the_work():
   ]
   assert eight.step_seconds == pytest.approx(one.step_seconds / 8)
   assert eight.device_hours == one.device_hours
-  assert eight.bytes_per_second == pytest.approx(8 * one.bytes_per_second)
+  assert eight.batch_bytes == one.batch_bytes
 
 
 def test_a_transcoder_reads_two_sites():
@@ -81,37 +81,26 @@ def test_step_seconds_are_those_of_the_formula_that_training_logs():
   assert found.flops == recipe.steps * flops
 
 
-def test_servers_read_once_and_send_to_each():
-  config = gemma_scope.config("gemma-2-9b", "res.20,131k")
-  machine = costs.Machine(
-    accelerators.find("tpu_v3"), 8, 0.5, disk_gib_s=0.25, network_gib_s=2
-  )
-  config.recipe.matmul_precision = "default"
-  found = costs.training(config, costs.model(config), machine)
-  count, read, sent = costs.servers(found, machine)
-  assert sent == pytest.approx(3 * read)
-  assert read == pytest.approx(found[0].bytes_per_second / 2**30)
-  assert count == max(np.ceil(read / 0.25), np.ceil(sent / 2))
-
-
-def test_break_even_is_where_both_cost_the_same():
-  config = gemma_scope.config("gemma-2-9b", "res.20,131k")
-  made = costs.harvest(config, costs.model(config), _MACHINE)
-  days = costs.break_even_days(made, _MACHINE)
-  stored = made.bytes / 2**40 * _MACHINE.tib_month_dollars * days / 30
-  again = made.device_hours * _MACHINE.accelerator.dollars
-  assert stored == pytest.approx(again)
+def test_a_live_run_stores_nothing():
+  config = quickstart.get_config()
+  stored = costs.harvest(config, costs.model(config), _MACHINE)
+  config.data.source = "live"
+  live = costs.harvest(config, costs.model(config), _MACHINE)
+  assert live.bytes == 0
+  assert live.flops / stored.flops == pytest.approx(458_752 / 196_608)
 
 
 def test_store_bytes_are_those_of_real_files(tmp_path):
+  sums = np.zeros((2, 24))
   for dtype in ("float32", "bfloat16"):
-    size = 0
+    arrays = [sums]
     for rows in (100, 100, 37):
       stored = shards.encode(np.ones((rows, 24), np.float32), dtype)
-      for number, array in enumerate((stored, shards.row_checks(stored))):
-        path = tmp_path / f"{number}.npy"
-        np.save(path, array)
-        size += path.stat().st_size
+      arrays += [stored, shards.row_checks(stored), sums]
+    size = 0
+    for array in arrays:
+      np.save(tmp_path / "array.npy", array)
+      size += (tmp_path / "array.npy").stat().st_size
     assert costs.store_bytes(237, 24, dtype, 100) == size
 
 
