@@ -62,6 +62,12 @@ _PREEMPTION = flags.DEFINE_float(
 _DOWN = flags.DEFINE_float(
   "down_minutes", 10.0, "Simulated: until it computes again."
 )
+_NOTICE = flags.DEFINE_bool(
+  "notice", True, "Simulated: a trainer saves when it is preempted."
+)
+_PATIENCE = flags.DEFINE_float(
+  "patience", 30.0, "Simulated: seconds, as experiments.serve has it."
+)
 _SLOWER = flags.DEFINE_float(
   "slower", 0.0, "Simulated: steps take up to this share longer."
 )
@@ -90,7 +96,8 @@ def _machine() -> costs.Machine:
 
 def main(config) -> None:
   """Prints the plan, and writes the page."""
-  simulated = (_SERVERS, _BUFFER, _PREEMPTION, _DOWN, _SLOWER, _SEED)
+  simulated = (_SERVERS, _BUFFER, _PREEMPTION, _DOWN, _NOTICE, _PATIENCE)
+  simulated = (*simulated, _SLOWER, _SEED)
   if not _SIMULATE.value:
     _binary.refuse("without --simulate", *simulated)
   machine = _machine()

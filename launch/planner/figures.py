@@ -10,8 +10,6 @@ from launch.planner import feeding
 from launch.planner.plan import Plan
 from launch.planner.prediction import Prediction
 
-_DAY = 86_400
-
 
 def draw(plan: Plan, prediction: Prediction | None = None) -> Any:
   """All panels in one figure; call inside `plotting.style`.
@@ -64,7 +62,8 @@ def _facts(plan: Plan, prediction: Prediction | None) -> str:
   if scenario.preemption_hours:
     text += (
       f", each trainer preempted every {scenario.preemption_hours:g} hours on"
-      f" average for {scenario.down_minutes:g} minutes"
+      f" average for {scenario.down_minutes:g} minutes, patience of"
+      f" {scenario.patience:g} s"
     )
   if scenario.slower:
     text += f", steps up to {scenario.slower:.0%} slower"
@@ -116,6 +115,7 @@ def _servers(axes, plan: Plan, _) -> None:
 def _over_time(axes, _, prediction: Prediction) -> None:
   """Bytes a second of all services together."""
   end = prediction.seconds
+  unit, name_of_it = _unit(end)
   bins = 120
   edges = [end * i / bins for i in range(bins)]
   for place, (name, colour) in enumerate(
@@ -127,15 +127,20 @@ def _over_time(axes, _, prediction: Prediction) -> None:
       for when, *both in result.line:
         _spread(rates, when - width / 2, width, both[1 - place] * width, end)
     axes.plot(
-      [edge / _DAY for edge in edges],
+      [edge / unit for edge in edges],
       [rate / (end / bins) / 2**30 for rate in rates],
       color=colour,
       label=f"{name}, all sites",
       drawstyle="steps-post",
     )
-  axes.set(xlabel="days", ylabel="GiB/s", title="Simulated: over time")
-  axes.set(xlim=(0, end / _DAY), ylim=(0, None))
+  axes.set(xlabel=name_of_it, ylabel="GiB/s", title="Simulated: over time")
+  axes.set(xlim=(0, end / unit), ylim=(0, None))
   axes.legend(loc="lower left")
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+  """In which a run's time is shown."""
+  return (86_400, "days") if seconds > 4 * 86_400 else (3600, "hours")
 
 
 def _spread(rates, start: float, width: float, size: float, end: float) -> None:
@@ -160,7 +165,8 @@ def _shares(axes, _, prediction: Prediction) -> None:
   ]
   each.sort()
   places = range(1, len(each) + 1)
-  total = [finished / _DAY for finished, _, _ in each]
+  unit, name_of_it = _unit(prediction.seconds)
+  total = [finished / unit for finished, _, _ in each]
   parts = {
     "computing": [t * c for t, (_, c, _) in zip(total, each, strict=True)],
     "waiting": [
@@ -174,19 +180,22 @@ def _shares(axes, _, prediction: Prediction) -> None:
   ):
     axes.bar(places, values, 0.85, bottom=below, color=colour, label=name)
     below = [a + b for a, b in zip(below, values, strict=True)]
-  axes.set(xlabel="trainers, the first to finish first", ylabel="days")
+  axes.set(xlabel="trainers, the first to finish first", ylabel=name_of_it)
   axes.set(title="Simulated: what trainers do", ylim=(0, 1.3 * max(total)))
   axes.legend(loc="upper left", ncols=3)
 
 
 def _by_servers(axes, _, prediction: Prediction) -> None:
   """How much of their time trainers compute, against servers of a site."""
+  from matplotlib import ticker
+
   counts = list(prediction.by_servers)
   shares = [100 * share for share in prediction.by_servers.values()]
   axes.plot(counts, shares, "o-", color=plotting.SERIES[0])
   axes.axvline(prediction.servers, color=plotting.MUTED, ls=":")
   axes.set(xlabel="servers of a site", ylabel="% of the time computing")
   axes.set(title="Simulated: with fewer and more servers", ylim=(0, 105))
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def parts(plan: Plan, prediction: Prediction | None) -> dict[str, bytes | str]:

@@ -10,8 +10,12 @@ import dataclasses
 import functools
 import math
 import random
+import statistics
 
 from launch.planner import plan, simulate
+
+_FACTORS = (0.5, 0.75, 1, 1.25, 1.5, 2)  # of the servers
+_SOME = 8  # services, to compare numbers of servers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,10 @@ class Scenario:
     buffer_gib: of each server.
     preemption_hours: on average between preemptions of a trainer; 0: never.
     down_minutes: until it computes again.
+    notice: whether it saves when it is preempted, as ours do at SIGTERM; else it
+      goes on from the checkpoint before.
+    patience: seconds that trainers of a site wait for one that is away, or
+      behind, see `data.serving.ready`.
     slower: a trainer's steps take longer by a share that is drawn from 0 to
       this one.
     seed: of what is drawn.
@@ -36,6 +44,8 @@ class Scenario:
   buffer_gib: float = 1.0
   preemption_hours: float = 0.0
   down_minutes: float = 10.0
+  notice: bool = True
+  patience: float = 30.0
   slower: float = 0.0
   seed: int = 0
 
@@ -50,7 +60,8 @@ class Scenario:
         f"--trainers={self.trainers} --services={self.services}: expected at"
         " least one service, and a trainer for each"
       )
-    for name in ("servers", "preemption_hours", "down_minutes", "slower"):
+    names = ("servers", "preemption_hours", "down_minutes", "patience")
+    for name in (*names, "slower"):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(f"--{name}={getattr(self, name)}: expected at least 0")
     if not self.buffer_gib > 0:
@@ -75,7 +86,7 @@ class Prediction:
       slower than the plan says.
     results: of each service.
     by_servers: {servers of a service: share of the time that trainers of the
-      first service compute}, all else as in the scenario.
+      first eight services compute}, all else as in the scenario.
   """
 
   scenario: Scenario
@@ -92,8 +103,9 @@ class Prediction:
 
   def share(self, name: str) -> float:
     """Mean over all trainers of "computing" or "down"."""
-    values = [v for each in self.results for v in getattr(each, name)]
-    return sum(values) / len(values)
+    return statistics.mean(
+      value for each in self.results for value in getattr(each, name)
+    )
 
 
 def service(
@@ -115,7 +127,7 @@ def service(
       run.feeding.step_seconds * (1 + scenario.slower * chance.random()),
       mean,
       scenario.down_minutes * 60,
-      _checkpoint_steps(run),
+      1 if scenario.notice else _checkpoint_steps(run),
     )
     for _ in range(scenario.shares[number])
   )
@@ -130,6 +142,7 @@ def service(
     max(each.steps for each in run.members),
     run.feeding.batch_bytes,
     run.config.train.shuffle == "global",
+    scenario.patience,
   )
 
 
@@ -161,21 +174,26 @@ def predict(run: plan.Run, machine, scenario: Scenario) -> Prediction:
     made = service(run, machine, scenario, number, count)
     return simulate.run(made, seed=scenario.seed * 10_000 + number)
 
-  random_ones = scenario.preemption_hours or scenario.slower
-  first_of: dict[int, int] = {}
-  results = []
-  for number, share in enumerate(scenario.shares):
-    alike = number if random_ones else first_of.setdefault(share, number)
-    results.append(simulated(alike, servers))
-  counts = sorted(
-    {max(1, round(servers * factor)) for factor in (0.25, 0.5, 0.75, 1, 1.5)}
-  )
-  mean = lambda values: sum(values) / len(values)
+  # Without chance, services of equally many trainers are alike.
+  by_chance = scenario.preemption_hours or scenario.slower
+  shares = scenario.shares
+  alike = [
+    number if by_chance else shares.index(share)
+    for number, share in enumerate(shares)
+  ]
+  counts = sorted({max(1, round(servers * factor)) for factor in _FACTORS})
   return Prediction(
     scenario,
     servers,
     steps,
     steps * run.feeding.step_seconds,
-    tuple(results),
-    {count: mean(simulated(0, count).computing) for count in counts},
+    tuple(simulated(number, servers) for number in alike),
+    {
+      count: statistics.mean(
+        share
+        for number in alike[:_SOME]
+        for share in simulated(number, count).computing
+      )
+      for count in counts
+    },
   )

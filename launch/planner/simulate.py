@@ -142,7 +142,8 @@ def run(service: Service, seed: int = 0, chunk: int | None = None) -> Result:
     service: what to simulate.
     seed: of preemptions.
     chunk: batches that go together; None: as many as keep it fast. Smaller
-      buffers than four chunks count as four.
+      buffers than four chunks count as four, and trainers go on from whole
+      chunks.
   """
   if chunk is None:
     chunk = _chunk(service)
@@ -194,8 +195,7 @@ def _chunk(service: Service) -> int:
   slowest = max(each.step_seconds for each in service.trainers)
   if service.patience:
     most = min(most, int(service.patience / 4 / slowest))
-  often = min(each.checkpoint_steps for each in service.trainers)
-  return max(1, min(most, often))
+  return max(1, most)
 
 
 def _shares(service: Service, chunks: int):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 
 from launch.planner import feeding, paper
 from launch.planner.plan import Plan, Run
 from launch.planner.prediction import Prediction
+
+_WIDTH = 96  # of notes, in the terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ def tables(plan: Plan, prediction: Prediction | None = None) -> list[Table]:
 
 def text(shown: Table) -> str:
   """A table for the terminal."""
-  every = [shown.head, *shown.rows]
+  every = [*([shown.head] if any(shown.head) else ()), *shown.rows]
   widths = [max(len(row[i]) for row in every) for i in range(len(shown.head))]
   lines = [shown.title, ""]
   for row in every:
@@ -52,7 +55,11 @@ def text(shown: Table) -> str:
       cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)
     ]
     lines.append(("  " + "  ".join(cells)).rstrip())
-  return "\n".join([*lines, *(f"  {note}" for note in shown.notes)])
+  for note in shown.notes:
+    lines += textwrap.wrap(
+      note, _WIDTH, initial_indent="  ", subsequent_indent="    "
+    )
+  return "\n".join(lines)
 
 
 def size(count: float) -> str:
