@@ -233,7 +233,7 @@ def shuffle(spread: bool):
 def scenarios() -> dict[str, simulate.Service]:
   """What is compared, by name; each takes half a minute at most."""
   mib = 2**20
-  server = simulate.Server(30 * mib, 60 * mib, 12 * BATCH_BYTES)
+  server = simulate.Server(25 * mib, 60 * mib, 12 * BATCH_BYTES)
   fast = dataclasses.replace(server, disk_rate=200 * mib)
   quick, slow = simulate.Trainer(0.01), simulate.Trainer(0.2)
   away = simulate.Trainer(
@@ -259,6 +259,10 @@ def scenarios() -> dict[str, simulate.Service]:
     "one of two is killed and comes back": to(
       trainers=(simulate.Trainer(0.1), away), servers=(fast,), patience=2.0
     ),
+    "the same, a disk just fast enough for one reading": to(
+      trainers=(simulate.Trainer(0.1), away), patience=2.0
+    ),
+    "the same, with patience": to(trainers=(simulate.Trainer(0.1), away)),
   }
 
 

@@ -39,7 +39,7 @@ def test_servers_read_once_and_send_to_each(members):
   assert found.read / 2**30 == pytest.approx(rate)
   assert found.sent / 2**30 == pytest.approx(4 * rate)
   assert found.servers == 6  # disks: 1.4 / 0.25; lines: 5.6 / 2
-  assert feeding.feeding(one, _MACHINE, trainers=10).servers == 8  # lines
+  assert feeding.feeding(one, _MACHINE, trainers=10).servers == 7  # lines
 
 
 def test_servers_that_come_one_after_the_other_do_not_add_up(members):

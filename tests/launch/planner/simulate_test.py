@@ -92,7 +92,7 @@ def test_a_trainer_that_was_away_catches_up_from_the_disk():
 def test_preemptions_cost_the_pause_and_what_was_lost():
   trainer = Trainer(0.1, 200, down_seconds=60, checkpoint_steps=100)
   service = _with(trainers=(trainer,), servers=(_FAST,), steps=40_000)
-  found = simulate.run(service, chunk=1)
+  found = simulate.run(service, chunk=10)
   assert found.preemptions[0] > 10
   assert found.seconds == pytest.approx(
     4000 + 60 * found.preemptions[0] + 0.1 * found.lost_steps[0], rel=1e-3
@@ -103,8 +103,8 @@ def test_preemptions_cost_the_pause_and_what_was_lost():
   # On average half of what lies between checkpoints.
   lost = found.lost_steps[0] / found.preemptions[0]
   assert 30 < lost < 70
-  assert simulate.run(service, chunk=1) == found
-  assert simulate.run(service, seed=1, chunk=1) != found
+  assert simulate.run(service, chunk=10) == found
+  assert simulate.run(service, seed=1, chunk=10) != found
 
 
 def test_preempted_when_asked():
