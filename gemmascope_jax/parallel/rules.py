@@ -62,6 +62,11 @@ FOLDED_RULES: Rules = (
 )
 
 
+def for_lm(fully_sharded: bool) -> Rules:
+  """The language model's table."""
+  return FULLY_SHARDED_LM_RULES if fully_sharded else LM_RULES
+
+
 def spec(
   path: str, shape: Sequence[int], mesh: Mesh, rules: Rules = LM_RULES
 ) -> P:

@@ -166,12 +166,39 @@ def read_params(
         place, axes, sizes, index, dtype
       ),
     )
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = array
+    _set(tree, path, array)
   return tree
+
+
+def shapes(
+  config: GemmaConfig,
+  *,
+  num_layers: int,
+  dtype: Any,
+  mesh: Mesh | None = None,
+  partition: rules.Rules = rules.LM_RULES,
+) -> dict[str, Any]:
+  """What `read_params` would give, as `jax.ShapeDtypeStruct`s.
+
+  For compiling without weights. Args are those of `read_params`.
+  """
+  sizes = letters(config)
+  tree: dict[str, Any] = {}
+  for path, axes in leaves(config, num_layers).items():
+    shape = tuple(sizes[letter] for letter in axes)
+    sharding = None
+    if mesh is not None:
+      sharding = _sharding(path, shape, mesh, partition)
+    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+    _set(tree, path, leaf)
+  return tree
+
+
+def _set(tree: dict[str, Any], path: str, leaf: Any) -> None:
+  *parents, name = path.split("/")
+  for parent in parents:
+    tree = tree.setdefault(parent, {})
+  tree[name] = leaf
 
 
 def _sharding(
