@@ -1,6 +1,7 @@
 """What a pass takes, against formulas, and the pass itself against one device."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -40,51 +41,69 @@ ODD = dataclasses.replace(
 SITES = ("res.1", "att.2", "mlp.2", "mlp_in.3")
 
 
+TOKENS = np.random.default_rng(0).integers(0, 255, (8, 16), np.int32)
+MASK = np.arange(16) < np.arange(9, 17)[:, None]
+
+
 def _params(config):
+  """Numbers for every parameter, norms' scales included."""
+  rng = np.random.default_rng(1)
+  shapes = layout.shapes(config, num_layers=config.num_layers, dtype="float32")
   return jax.tree.map(
-    lambda x: 5 * x, gemma.init(config, jax.random.key(1), "float32")
+    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes
   )
 
 
-@pytest.mark.parametrize("config", [CONFIG, ODD], ids=["even", "odd"])
-@pytest.mark.parametrize("fully_sharded", [False, True])
-@pytest.mark.parametrize("data, model", [(2, 4), (8, 1)])
-def test_activations_on_a_mesh(config, fully_sharded, data, model):
-  mesh = parallel.make_mesh({"data": data, "model": model})
-  params = _params(config)
-  tokens = np.random.default_rng(0).integers(0, 255, (8, 16), np.int32)
-  mask = np.arange(16) < np.arange(9, 17)[:, None]
-  run = lambda params, put, mesh: forward.taps(
+def _run(config, params, put, mesh):
+  return forward.taps(
     params,
-    put(tokens),
-    put(mask),
+    put(TOKENS),
+    put(MASK),
     config=config,
     sites=SITES,
     dtype="float32",
     mesh=mesh,
   )
-  expected = run(params, lambda x: x, None)
+
+
+@functools.cache
+def _on_one_device(config):
+  found = _run(config, _params(config), lambda x: x, None)
+  return {site: np.asarray(acts) for site, acts in found.items()}
+
+
+@pytest.mark.parametrize(
+  "config, fully_sharded, data, model",
+  [
+    (CONFIG, False, 2, 4),
+    (CONFIG, True, 2, 4),
+    (CONFIG, True, 8, 1),
+    (ODD, True, 2, 4),
+  ],
+)
+def test_activations_on_a_mesh(config, fully_sharded, data, model):
+  mesh = parallel.make_mesh({"data": data, "model": model})
+  params, expected = _params(config), _on_one_device(config)
   by_sequence = forward.by_sequence(mesh)
   split = parallel.shard(params, mesh, rules.for_lm(fully_sharded))
-  found = run(split, lambda x: jax.device_put(x, by_sequence), mesh)
+  found = _run(config, split, lambda x: jax.device_put(x, by_sequence), mesh)
   for site in SITES:
     for shard in found[site].addressable_shards:
       assert shard.data.shape[0] == 8 // data
     np.testing.assert_allclose(
-      np.where(mask[..., None], found[site], 0),
-      np.where(mask[..., None], expected[site], 0),
+      np.asarray(found[site])[MASK],
+      expected[site][MASK],
       rtol=1e-5,
       atol=1e-5 * float(np.abs(expected[site]).max()),
     )
 
 
-@pytest.mark.parametrize("fully_sharded", [False, True])
-def test_losses_of_a_model_in_parts(fully_sharded):
+def test_losses_of_a_model_in_parts():
   mesh = parallel.make_mesh({"data": 2, "model": 4})
   params = _params(CONFIG)
   tokens = np.random.default_rng(0).integers(0, 256, (4, 16), np.int32)
   losses = jax.jit(lambda p, t: gemma.next_token_losses(CONFIG, p, t))
-  split = parallel.shard(params, mesh, rules.for_lm(fully_sharded))
+  split = parallel.shard(params, mesh, rules.for_lm(True))
   np.testing.assert_allclose(
     losses(split, tokens), losses(params, tokens), rtol=1e-5, atol=1e-5
   )
@@ -143,7 +162,7 @@ def test_a_batch_that_the_mesh_cannot_split():
 
 
 def test_shapes_are_those_that_are_read():
-  made = jax.eval_shape(lambda: _params(CONFIG))
+  made = jax.eval_shape(lambda: gemma.init(CONFIG, jax.random.key(0)))
   found = layout.shapes(CONFIG, num_layers=4, dtype="float32")
   assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
     lambda x: (x.shape, x.dtype), made
@@ -160,14 +179,11 @@ def test_gemma_2_27b_on_16_devices():
   # float32 parameters, of which each device has a sixteenth.
   weights = 4 * costs.parameters(config) / 16
   assert found["weights"] == pytest.approx(weights, rel=0.001)
-  # 4 sequences of 1024 on 4 devices: one layer's weights, in quarters, and of
-  # the MLP the two products of a layer and what is made of them; the stream,
-  # twice, and the scores of a quarter of the queries with all keys, three times.
-  layer = costs.parameters(config, 1) - costs.parameters(config, 0)
-  rows, heads = 4 * 1024, config.num_heads // 4
-  by_hand = layer // 4 + 3 * rows * config.mlp_width // 4
-  by_hand += 2 * rows * config.width + 3 * heads * rows * 256
-  assert found["temporaries"] < 1.1 * 4 * by_hand
+  # 4 sequences of 1024 on 4 devices. Most is held in an MLP: a quarter of its
+  # gate and of its up-projection, one's result, the stream and its norm.
+  rows, hidden = 4 * 1024, config.mlp_width // 4
+  by_hand = 2 * config.width * hidden + rows * hidden + 2 * rows * config.width
+  assert found["temporaries"] == pytest.approx(4 * by_hand, rel=0.25)
   assert found["outputs"] == 4 * rows * config.width
   assert found["peak"] < 8 * 2**30
   assert found["flops"] == pytest.approx(
