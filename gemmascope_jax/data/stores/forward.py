@@ -174,7 +174,8 @@ def taps(
     config: of the model.
     sites: their names.
     dtype: of the result.
-    mesh: devices, over whose "data" axis sequences are split, and the result.
+    mesh: devices, over whose "data" axis sequences are split, and the result
+      unless some are of other processes.
 
   Returns:
     {site: [batch, T, D]}.
@@ -196,7 +197,10 @@ def taps(
   acts = {site: out.acts[site].astype(dtype) for site in sites}
   if mesh is None:
     return acts
-  return jax.lax.with_sharding_constraint(acts, by_sequence(mesh))
+  split = by_sequence(mesh)
+  if mesh.is_multi_process:  # every process gets all rows
+    split = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(acts, split)
 
 
 def by_sequence(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""One process of several that load a model onto the devices of all of them.
+"""One process of several that load a model onto the devices of all of them, and run it.
 
 python -m tests.gemma.weights.read_process PORT PROCESS COUNT FOLDER
 """
@@ -22,6 +22,7 @@ def main(port, process, count, folder) -> None:
   import jax
   import numpy as np
 
+  from gemmascope_jax.data.stores import forward
   from gemmascope_jax.gemma.weights import huggingface, layout
   from gemmascope_jax.parallel import rules
 
@@ -53,8 +54,26 @@ def main(port, process, count, folder) -> None:
         x.nbytes for x in jax.tree.leaves(params) if x.is_fully_replicated
       ),
     }
+  mesh = parallel.make_mesh({"data": 2, "model": 2})
+  acts = forward.taps(
+    params,
+    jax.device_put(tokens(), forward.by_sequence(mesh)),
+    None,
+    config=weights.config,
+    sites=("res.1",),
+    dtype="float32",
+    mesh=mesh,
+  )
+  said["activations"] = np.asarray(acts["res.1"]).tolist()
   print(json.dumps(said))
   jax.distributed.shutdown()
+
+
+def tokens():
+  """int32 [4, 8], the same in every process."""
+  import numpy as np
+
+  return np.arange(32, dtype=np.int32).reshape(4, 8)
 
 
 def _by_the_system() -> int:

@@ -1,4 +1,4 @@
-"""Two processes that load one model: what each has read."""
+"""Two processes that load one model: what each reads, and what both compute."""
 
 import json
 import pathlib
@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny_files
 
-from tests.gemma.weights import safetensors_file_test
+from gemmascope_jax.data.stores import forward
+from tests.gemma.weights import read_process, safetensors_file_test
 
 ROOT = pathlib.Path(__file__).parent.parent.parent.parent
 
@@ -19,7 +21,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent.parent
 )
 def test_each_process_reads_only_its_part(tmp_path):
   config = safetensors_file_test.CONFIG
-  tensors = tiny_files.hf_tensors(tiny_files.random_params(config))
+  params = tiny_files.random_params(config)
+  tensors = tiny_files.hf_tensors(params)
   tiny_files.write_hf(tmp_path, tensors, tiny_files.hf_fields(config))
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
@@ -49,7 +52,18 @@ def test_each_process_reads_only_its_part(tmp_path):
     for process in started:
       process.kill()
       process.wait()
+  expected = forward.taps(
+    params,
+    read_process.tokens(),
+    None,
+    config=config,
+    sites=("res.1",),
+    dtype="float32",
+  )["res.1"]
   for each in said:
+    np.testing.assert_allclose(
+      each["activations"], expected, rtol=1e-5, atol=1e-4
+    )
     # A process has one row of the mesh, data, and both columns, model: all of
     # the model if only that is split, and half of it if both are.
     shared, split = each["False"], each["True"]

@@ -27,6 +27,7 @@ CONFIG = tiny_files.GemmaConfig(
   qk_norm=True,
   layer_pattern=("local", "global"),
   window=5,
+  rope_base_global=1_000_000.0,
   context=32,
 )
 
