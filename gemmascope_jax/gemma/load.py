@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gemmascope_jax import checkpoints
+from gemmascope_jax.gemma import on_mesh
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.tokenizer import (
   MissingTokenizer,
@@ -49,7 +50,8 @@ class Gemma:
 
   Attributes:
     config: the architecture.
-    params: nested dicts of arrays, as `forward` reads them.
+    params: nested dicts of arrays, as `forward` reads them; on a mesh they know
+      it, as `on_mesh.Params`.
     tokenizer: see `tokenizer.Tokenizer`.
     weights_hash: hex; the same for the same weight files, whatever part of
       them was loaded, and in whatever dtype.
@@ -126,6 +128,8 @@ def load(
     mesh=mesh,
     partition=rules.for_lm(fully_sharded),
   )
+  if mesh is not None:
+    params = on_mesh.Params(params, mesh)
   return Gemma(config, params, tokenizer, weights_hash, weights.label)
 
 

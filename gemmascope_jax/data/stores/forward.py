@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemmascope_jax import gemma, parallel
+from gemmascope_jax import gemma
 from gemmascope_jax.data.policy import count_kept
 from gemmascope_jax.data.stores import shards
 from gemmascope_jax.data.stores.store_plan import StorePlan
+from gemmascope_jax.gemma import on_mesh
 from gemmascope_jax.parallel.mesh import DATA
 
 _WINDOWS_AT_ONCE = 4096  # looked at on the host, so that memory is bounded
@@ -181,10 +182,7 @@ def taps(
     {site: [batch, T, D]}.
   """
   if mesh is not None:
-    # Parts along "data" are brought together, a layer when it runs. Not those
-    # of the embedding: the words' few numbers travel instead.
-    layers = {k: v for k, v in params.items() if k != "embedder"}
-    params = params | parallel.constrain(layers, mesh)
+    params = on_mesh.Params(params, mesh)
   out = gemma.forward(
     config,
     params,
