@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = 1
   config.mesh.model = 1
+  # Split the language model's weights over data, too: less memory, more traffic.
+  config.mesh.fully_sharded = False
+  config.mesh.memory_gib = 0.0  # of a device; 0: it is asked
 
   config.lm = ml_collections.ConfigDict()
   config.lm.source = "google/gemma-2-2b"  # Hub id, folder, *.gguf or "demo"
@@ -56,7 +59,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.harvest.sites = ("res.12",)
   config.harvest.rows = 4_000_000_000  # activations a site (GS Table 1)
   config.harvest.rows_per_shard = 1 << 20  # 9 GiB at width 2304 (GS: 10-20)
-  config.harvest.batch = 8  # sequences a forward pass
+  # Sequences a forward pass; 0: as many as the devices' memory allows.
+  config.harvest.batch = 8
   config.harvest.dtype = "float32"  # on disk (GS 3.3.2)
   # Where stores go, one folder each, named by their content: "": below workdir;
   # else a folder or URL (s3://...) that several runs share.

@@ -2,6 +2,7 @@
 
 python -m experiments.benchmark forward
 python -m experiments.benchmark evaluate
+python -m experiments.benchmark large
 python -m experiments.benchmark store
 python -m experiments.benchmark train_step
 python -m experiments.benchmark train_scaling
@@ -16,6 +17,7 @@ from absl import app, logging
 from experiments.benchmarks import (
   evaluate_pass,
   forward,
+  large,
   store,
   synthetic,
   train_precision,
@@ -28,6 +30,7 @@ from experiments.benchmarks import (
 BENCHMARKS = {
   "forward": forward.main,
   "evaluate": evaluate_pass.main,
+  "large": large.main,
   "store": store.main,
   "train_step": train_step.main,
   "train_scaling": train_scaling.main,

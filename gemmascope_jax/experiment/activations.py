@@ -16,7 +16,7 @@ from gemmascope_jax.data.stores import store, store_writing
 from gemmascope_jax.data.streams import joint, live, stream
 from gemmascope_jax.data.tokens import rollouts, token_files
 from gemmascope_jax.data.tokens.packing import Windows
-from gemmascope_jax.experiment import runs, settings
+from gemmascope_jax.experiment import memory, runs, settings
 from gemmascope_jax.experiment.settings import Config
 from gemmascope_jax.parallel import processes
 
@@ -60,14 +60,15 @@ def _harvest(config: Config) -> store.Store:
   found = _finished_store(config, key)
   if found is not None:
     return found
-  names = tuple(config.harvest.sites)
+  names, mesh = tuple(config.harvest.sites), settings.own_mesh(config)
+  batch = memory.harvest_batch(config, names, mesh, harvesting.AHEAD + 1)
   lm = settings.load_lm(config, names)
   windows = _windows(config, lm.tokenizer)
   policy = settings.token_policy(config, lm.tokenizer)
   arguments: dict[str, Any] = {
     "rows": config.harvest.rows,
     "rows_per_shard": config.harvest.rows_per_shard,
-    "batch": config.harvest.batch,
+    "batch": batch,
     "dtype": config.harvest.dtype,
   }
   plan = harvesting.plan(lm, windows, names, policy, **arguments)
@@ -80,7 +81,7 @@ def _harvest(config: Config) -> store.Store:
     policy,
     config=settings.resolved(config),
     part=_part(config),
-    mesh=settings.own_mesh(config),
+    mesh=mesh,
     progress=config.progress,
     **arguments,
   )
@@ -241,7 +242,8 @@ def _live_rows(config: Config) -> live.LiveRows:
       f"train.shuffle is {config.train.shuffle!r}: a live model computes"
       " windows one after the other; use 'bucket'"
     )
-  sites = settings.trained_sites(config)
+  sites, mesh = settings.trained_sites(config), settings.mesh(config)
+  batch = memory.harvest_batch(config, sites, mesh, live.AT_ONCE)
   lm = settings.load_lm(config, sites, one_copy=True)
   return live.LiveRows(
     lm,
@@ -250,9 +252,9 @@ def _live_rows(config: Config) -> live.LiveRows:
     settings.token_policy(config, lm.tokenizer),
     settings.workdir(config) / LIVE,
     rows=config.harvest.rows,
-    batch=config.harvest.batch,
+    batch=batch,
     dtype=config.harvest.dtype,
-    mesh=settings.mesh(config),
+    mesh=mesh,
   )
 
 

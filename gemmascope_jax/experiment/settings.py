@@ -44,7 +44,7 @@ def check(config: Config) -> None:
     ("train", ("tokens",)),
     ("evaluate", ("sequences", "stride", "batch", "latents", "contexts")),
     ("evaluate", ("pca_components", "context_rows")),
-    ("harvest", ("rows", "rows_per_shard", "batch", "parts")),
+    ("harvest", ("rows", "rows_per_shard", "parts")),
     ("mesh", ("data", "model")),
   ):
     for name in names:
@@ -52,6 +52,11 @@ def check(config: Config) -> None:
         raise ValueError(
           f"{section}.{name} is {config[section][name]}; expected at least 1"
         )
+  if config.harvest.batch < 0 or config.mesh.memory_gib < 0:
+    raise ValueError(
+      f"harvest.batch is {config.harvest.batch}, mesh.memory_gib"
+      f" {config.mesh.memory_gib}; expected at least 0 (chosen, and asked for)"
+    )
   if not 0 <= config.harvest.part < config.harvest.parts:
     raise ValueError(
       f"harvest.part is {config.harvest.part}; expected"
@@ -157,6 +162,7 @@ def load_lm(
     dtype=jnp.dtype(config.lm.dtype),
     num_layers=layers,
     mesh=mesh(config) if one_copy else own_mesh(config),
+    fully_sharded=config.mesh.fully_sharded,
   )
   delta = config.lm.get("delta")
   return finetune.apply(lm, delta) if delta else lm

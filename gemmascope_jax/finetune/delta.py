@@ -115,7 +115,7 @@ def apply(lm: gemma.Gemma, path: str | os.PathLike) -> gemma.Gemma:
     )
   if about["delta_hash"] != _hash(tensors):
     raise ValueError(f"{path} is damaged: its content is not what was written")
-  params = jax.tree.map(lambda leaf: leaf, dict(lm.params))  # new dicts
+  params = jax.tree.map(lambda leaf: leaf, lm.params)  # new dicts
   leaves = dict(layout.flatten(params))
   for name, difference in tensors.items():
     *parents, leaf = name.split("/")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gemmascope_jax.gemma import vocabulary
+from gemmascope_jax.gemma import on_mesh, vocabulary
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import Precision, rms_norm
 from gemmascope_jax.gemma.model import PRECISION
@@ -77,7 +77,7 @@ def divergence(
       f"edited streams of shape {edited.shape}: expected [R, S, T, D] with"
       f" [S, T, D] = {own.shape}"
     )
-  table = params["embedder"]["embedding"]
+  table = on_mesh.embedding(params)
   scale, eps = params["final_norm"]["scale"], config.norm_eps
   cap = config.final_softcap
   hidden = [

@@ -8,9 +8,12 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from gemmascope_jax import checkpoints
+from gemmascope_jax.gemma import on_mesh
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.tokenizer import (
   MissingTokenizer,
@@ -32,6 +35,7 @@ from gemmascope_jax.gemma.weights.errors import (
   WeightsNotFoundError,
 )
 from gemmascope_jax.gemma.weights.source import Weights
+from gemmascope_jax.parallel import processes, rules
 
 DEMO = "demo"
 
@@ -46,7 +50,8 @@ class Gemma:
 
   Attributes:
     config: the architecture.
-    params: nested dicts of arrays, as `forward` reads them.
+    params: nested dicts of arrays, as `forward` reads them; on a mesh they know
+      it, as `on_mesh.Params`.
     tokenizer: see `tokenizer.Tokenizer`.
     weights_hash: hex; the same for the same weight files, whatever part of
       them was loaded, and in whatever dtype.
@@ -69,6 +74,7 @@ def load(
   *,
   config: GemmaConfig | None = None,
   tokenizer: str | os.PathLike | Tokenizer | None = None,
+  fully_sharded: bool = False,
 ) -> Gemma:
   """Loads a Gemma 2 or Gemma 3 text model.
 
@@ -90,9 +96,12 @@ def load(
     config: the architecture of an Orbax checkpoint with no preset's shapes.
     tokenizer: a tokenizer, its file, or a folder with it, in place of the
       source's.
+    fully_sharded: split the parameters over the mesh's "data" axis, too, and
+      not over "model" only: less memory, more traffic.
 
   Returns:
-    The model.
+    The model. Of several processes that share the mesh all have to call, and
+    each reads its devices' parts.
 
   Raises:
     WeightsNotFoundError: nothing there, or not downloadable; how to get it.
@@ -110,11 +119,27 @@ def load(
       f"num_layers = {num_layers}: {config.name} has {config.num_layers} layers"
     )
   tokenizer = _tokenizer(weights, tokenizer)
-  weights_hash = weights.hash()
+  weights_hash = _shared_hash(weights, mesh)
   params = layout.read_params(
-    config, weights.find, num_layers=layers, dtype=dtype, mesh=mesh
+    config,
+    weights.find,
+    num_layers=layers,
+    dtype=dtype,
+    mesh=mesh,
+    partition=rules.for_lm(fully_sharded),
   )
+  if mesh is not None:
+    params = on_mesh.Params(params, mesh)
   return Gemma(config, params, tokenizer, weights_hash, weights.label)
+
+
+def _shared_hash(weights: Weights, mesh: Mesh | None) -> str:
+  """The hash, for which one process of those on the mesh reads the files."""
+  if mesh is None or not mesh.is_multi_process:
+    return weights.hash()
+  found = weights.hash() if processes.is_first() else "0" * 64
+  found = np.frombuffer(bytes.fromhex(found), np.uint8)
+  return multihost_utils.broadcast_one_to_all(found).tobytes().hex()
 
 
 def open_source(

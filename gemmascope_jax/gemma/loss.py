@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemmascope_jax.gemma import vocabulary
+from gemmascope_jax.gemma import on_mesh, vocabulary
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import Precision, rms_norm
 from gemmascope_jax.gemma.model import PRECISION, forward
@@ -55,7 +55,7 @@ def token_losses(
     ValueError: targets and residual do not fit, or chunk is not positive.
   """
   vocabulary.check_targets(config, residual, targets, chunk)
-  table = params["embedder"]["embedding"]
+  table = on_mesh.embedding(params)
   hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
   hidden = hidden.reshape(-1, config.width)
   right = vocabulary.target_logits(table, hidden, targets, precision)
@@ -205,7 +205,7 @@ def centred_logits(
     ValueError: targets and residual do not fit, or chunk is not positive.
   """
   vocabulary.check_targets(config, residual, targets, chunk)
-  table = params["embedder"]["embedding"]
+  table = on_mesh.embedding(params)
   hidden = rms_norm(residual, params["final_norm"]["scale"], config.norm_eps)
   hidden = hidden.reshape(-1, config.width)
   cap = config.final_softcap if softcap else None

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemmascope_jax.gemma import kv_cache, sites
+from gemmascope_jax.gemma import kv_cache, on_mesh, sites
 from gemmascope_jax.gemma.attention import Attention
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.layers import MLP, Precision, RMSNorm, rope_tables
@@ -249,7 +249,8 @@ def forward(
     config: the architecture.
     params: its parameters; only layers that run need to be there. Their dtype
       (float32 or bfloat16) is that of the activations; norms and softmax are
-      computed in float32 whatever it is.
+      computed in float32 whatever it is. Those that know their mesh (see
+      `on_mesh`) have it split the sequences.
     tokens: int [S, T], of the vocabulary; that is checked of NumPy's arrays.
     taps: sites to return, such as "res.12".
     edits: for each site to replace, a pure function [S, T, width] -> the same
@@ -320,7 +321,10 @@ def forward(
       )
     kv_cache.check(config, cache, tokens.shape, layers, dtype)
   if stream is not None:
-    stream = stream.astype(dtype)
+    stream = on_mesh.by_sequence(params, stream.astype(dtype))
+  tokens = on_mesh.by_sequence(params, tokens)
+  mask = on_mesh.by_sequence(params, mask)
+  params = on_mesh.together(params, table=with_logits)
   model = Model(config, dtype, precision, across_positions)
   found, acts, residual, cache = model.apply(
     {"params": params},

@@ -11,6 +11,7 @@ from gemmascope_jax.parallel.host import blocks
 from gemmascope_jax.parallel.mesh import DATA, MODEL, make_mesh
 from gemmascope_jax.parallel.rules import (
   FOLDED_RULES,
+  FULLY_SHARDED_LM_RULES,
   LM_RULES,
   SAE_RULES,
   constrain,

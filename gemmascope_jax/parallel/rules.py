@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gemmascope_jax.parallel.mesh import MODEL
+from gemmascope_jax.parallel.mesh import DATA, MODEL
 
 Rules = Sequence[tuple[str, P]]
 
@@ -27,6 +27,18 @@ LM_RULES: Rules = (
   (r"layer_\d+/attn/o", P(MODEL, None, None)),  # [N, H, D]
   (r"layer_\d+/mlp/(gate|up)", P(None, MODEL)),  # [D, F]
   (r"layer_\d+/mlp/down", P(MODEL, None)),  # [F, D]
+  (r"(layer_\d+/)?(attn/)?\w+_norm/scale", P()),
+)
+
+# The same, and each part is split once more, by the residual stream's width,
+# over the devices that have sequences of their own. A layer's parts are brought
+# together while it runs: less memory for more traffic.
+FULLY_SHARDED_LM_RULES: Rules = (
+  (r"embedder/embedding", P(MODEL, DATA)),  # [V, D]
+  (r"layer_\d+/attn/[qkv]", P(DATA, MODEL, None)),  # [D, N or K, H]
+  (r"layer_\d+/attn/o", P(MODEL, None, DATA)),  # [N, H, D]
+  (r"layer_\d+/mlp/(gate|up)", P(DATA, MODEL)),  # [D, F]
+  (r"layer_\d+/mlp/down", P(MODEL, DATA)),  # [F, D]
   (r"(layer_\d+/)?(attn/)?\w+_norm/scale", P()),
 )
 
@@ -48,6 +60,11 @@ FOLDED_RULES: Rules = (
   (r"b_enc|threshold", P(MODEL)),  # [M]
   (r"b_dec|w_skip", P()),  # [E], [D, E]
 )
+
+
+def for_lm(fully_sharded: bool) -> Rules:
+  """The language model's table."""
+  return FULLY_SHARDED_LM_RULES if fully_sharded else LM_RULES
 
 
 def spec(
@@ -90,6 +107,34 @@ def spec(
       for entry, size in zip(entries, shape, strict=True)
     )
   )
+
+
+def kept_whole(
+  tree: Any, mesh: Mesh, rules: Rules = LM_RULES
+) -> dict[str, str]:
+  """Which parameters are not split as the rules say, and why.
+
+  Args:
+    tree: of arrays or `jax.ShapeDtypeStruct`s.
+    mesh: the devices.
+    rules: the table.
+
+  Returns:
+    From the parameter, layers left out, to a reason: {"attn/k": "8 does not
+    divide by 16 ('model')"}.
+  """
+  found: dict[str, str] = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    name = _join(path)
+    asked = next(rule for key, rule in rules if re.fullmatch(key, name))
+    got = spec(name, leaf.shape, mesh, rules)
+    for axis, size, entry in zip(asked, leaf.shape, got, strict=False):
+      ways = mesh.shape.get(axis, 1)
+      if ways > 1 and entry is None:
+        found[re.sub(r"layer_\d+/", "", name)] = (
+          f"{size} does not divide by {ways} ({axis!r})"
+        )
+  return found
 
 
 def _fitting(entry: Any, size: int, mesh: Mesh) -> Any:

@@ -25,6 +25,7 @@ from gemmascope_jax import gemma
 from gemmascope_jax.data.policy import count_kept
 from gemmascope_jax.data.stores import shards
 from gemmascope_jax.data.stores.store_plan import StorePlan
+from gemmascope_jax.gemma import on_mesh
 from gemmascope_jax.parallel.mesh import DATA
 
 _WINDOWS_AT_ONCE = 4096  # looked at on the host, so that memory is bounded
@@ -63,7 +64,7 @@ class Forward:
         f"tokens {list(tokens.shape)}: the plan is of {plan.windows} windows of"
         f" {plan.window} tokens"
       )
-    self._sharding = None
+    self._mesh, self._sharding = mesh, None
     if mesh is not None:
       ways = dict(mesh.shape).get(DATA, 1)
       if plan.batch % ways:
@@ -71,8 +72,7 @@ class Forward:
           f"batch {plan.batch}: the mesh splits it {ways} ways (its axis"
           f" {DATA!r}); use a multiple of {ways}"
         )
-      axis = DATA if DATA in mesh.shape else None
-      self._sharding = NamedSharding(mesh, PartitionSpec(axis))
+      self._sharding = by_sequence(mesh)
     self._lm, self._plan, self._tokens = lm, plan, tokens
     self.row_starts = np.minimum(row_starts(plan.policy, tokens), plan.rows)
     # A mask costs time; whether there is one is decided for all windows, so
@@ -92,13 +92,14 @@ class Forward:
     filler = np.repeat(block[:1], self._plan.batch - len(block), axis=0)
     block = np.concatenate([block, filler])
     mask = block != self._plan.policy.pad_id if self._padded else None
-    return _taps(
+    return taps(
       self._lm.params,
       self._put(block),
       None if mask is None else self._put(mask),
       config=self._lm.config,
       sites=tuple(site for site, _ in self._plan.sites),
       dtype=self._plan.dtype,
+      mesh=self._mesh,
     )
 
   def collect(
@@ -152,9 +153,36 @@ def row_starts(policy: Any, tokens: np.ndarray) -> np.ndarray:
   return np.cumsum(starts, out=starts)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sites", "dtype"))
-def _taps(params, tokens, mask, *, config, sites, dtype):
-  """The activations of the sites, {site: dtype [batch, T, D]}."""
+@functools.partial(
+  jax.jit, static_argnames=("config", "sites", "dtype", "mesh")
+)
+def taps(
+  params: gemma.model.Params,
+  tokens: jax.Array,
+  mask: jax.Array | None,
+  *,
+  config: gemma.GemmaConfig,
+  sites: tuple[str, ...],
+  dtype: str,
+  mesh: Mesh | None = None,
+) -> dict[str, jax.Array]:
+  """The activations of sites, up to whose last layer the model runs.
+
+  Args:
+    params: of the model, whole or in parts on the mesh.
+    tokens: int32 [batch, T].
+    mask: bool [batch, T], True for real tokens; None: all are.
+    config: of the model.
+    sites: their names.
+    dtype: of the result.
+    mesh: devices, over whose "data" axis sequences are split, and the result
+      unless some are of other processes.
+
+  Returns:
+    {site: [batch, T, D]}.
+  """
+  if mesh is not None:
+    params = on_mesh.Params(params, mesh)
   out = gemma.forward(
     config,
     params,
@@ -164,4 +192,17 @@ def _taps(params, tokens, mask, *, config, sites, dtype):
     mask=mask,
     logits=False,
   )
-  return {site: out.acts[site].astype(dtype) for site in sites}
+  acts = {site: out.acts[site].astype(dtype) for site in sites}
+  if mesh is None:
+    return acts
+  split = by_sequence(mesh)
+  if mesh.is_multi_process:  # every process gets all rows
+    split = NamedSharding(mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(acts, split)
+
+
+def by_sequence(mesh: Mesh) -> NamedSharding:
+  """The first axis over the mesh's "data" axis, if it has one."""
+  return NamedSharding(
+    mesh, PartitionSpec(DATA if DATA in mesh.shape else None)
+  )

@@ -40,7 +40,7 @@ from gemmascope_jax.data.stores.store_plan import DTYPES, StorePlan
 from gemmascope_jax.data.tokens.packing import Windows
 from gemmascope_jax.throughput import Meter
 
-_AHEAD = 2  # batches that wait to be written while the next is computed
+AHEAD = 2  # batches that wait to be written while the next is computed
 
 
 def plan(
@@ -271,7 +271,7 @@ def _write_rows(
           for site, writer in writers.items()
         ]
         pending.append(_Batch(new_rows, acts, written))
-        while len(pending) > _AHEAD:
+        while len(pending) > AHEAD:
           finish_oldest()
       while pending:
         finish_oldest()

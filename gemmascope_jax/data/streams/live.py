@@ -33,6 +33,7 @@ from gemmascope_jax.data.stores.trace import Origins
 from gemmascope_jax.data.tokens.packing import Windows
 
 STATISTICS_ROWS = 1 << 16
+AT_ONCE = 2  # batches: one is picked from while the next is computed
 _PASSES = 2  # whose rows wait to be asked for, as a stream's buckets
 
 

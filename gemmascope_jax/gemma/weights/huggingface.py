@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -11,12 +10,10 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-
 from gemmascope_jax import artifacts, cache
 from gemmascope_jax.gemma import tokenizer
 from gemmascope_jax.gemma.config import PRESETS, GemmaConfig
-from gemmascope_jax.gemma.weights import layout
+from gemmascope_jax.gemma.weights import layout, safetensors_file
 from gemmascope_jax.gemma.weights.errors import (
   WeightsFormatError,
   WeightsNotFoundError,
@@ -128,7 +125,12 @@ def open_folder(
       f"{folder}: no tensor embed_tokens.weight; the files are not those of a"
       " Gemma language model"
     )
-  opened = functools.cache(lambda file: _open(folder / file))
+  files_open: dict[str, safetensors_file.File] = {}
+
+  def opened(file: str) -> safetensors_file.File:
+    if file not in files_open:
+      files_open[file] = _open(folder / file)
+    return files_open[file]
 
   def find(path: str) -> layout.Stored:
     tensor = tensor_name(path, prefix)
@@ -138,14 +140,14 @@ def open_folder(
         f"{folder}: tensor {tensor} is missing ({path} of {config.name})"
       )
     handle = opened(file)
-    if tensor not in handle.keys():
+    if tensor not in handle.names():
       raise WeightsFormatError(
         f"{folder / file}: tensor {tensor} is missing, though {INDEX} says"
         " that it is there"
       )
     return layout.Stored(
       f"tensor {tensor} in {folder / file}",
-      _Slices(handle, tensor),
+      handle.tensor(tensor),
       layout.TORCH_AXES[layout.split(path)[1]],
     )
 
@@ -159,6 +161,7 @@ def open_folder(
     ),
     tokenizer=lambda: tokenizer.open_tokenizer(folder),
     bos_id=_bos(artifacts.read_json(folder / CONFIG)),
+    bytes_read=lambda: sum(file.bytes_read for file in files_open.values()),
   )
 
 
@@ -182,34 +185,16 @@ def _headers(folder: pathlib.Path) -> dict[str, str]:
         else "; download them, or pass another source"
       )
     )
-  return {name: path.name for path in files for name in _open(path).keys()}
+  return {name: path.name for path in files for name in _open(path).names()}
 
 
-def _open(path: pathlib.Path):
-  import safetensors
-
+def _open(path: pathlib.Path) -> safetensors_file.File:
   if not path.is_file():
     raise WeightsNotFoundError(
       f"weights not found: {path} is named by {INDEX} but does not exist;"
       " download it into that folder"
     )
-  try:
-    return safetensors.safe_open(os.fspath(path), framework="numpy")
-  except safetensors.SafetensorError as error:
-    raise WeightsFormatError(
-      f"{path} is cut short or damaged ({error}); download it again"
-    ) from error
-
-
-class _Slices:
-  """One tensor of an open safetensors file, as `layout.Tensor`."""
-
-  def __init__(self, handle, name: str):
-    self._slice = handle.get_slice(name)
-    self.shape = tuple(self._slice.get_shape())
-
-  def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-    return self._slice[index]
+  return safetensors_file.File(path)
 
 
 def _hashes(folder: pathlib.Path, files: Sequence[str]) -> list[str]:

@@ -18,7 +18,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import (
+  Mesh,
+  NamedSharding,
+  Sharding,
+  SingleDeviceSharding,
+)
 
 from gemmascope_jax.gemma.config import GemmaConfig
 from gemmascope_jax.gemma.weights.errors import WeightsFormatError
@@ -123,16 +128,20 @@ def read_params(
   num_layers: int,
   dtype: Any,
   mesh: Mesh | None,
+  partition: rules.Rules = rules.LM_RULES,
 ) -> dict[str, Any]:
-  """Reads the params tree, a tensor at a time, each part to its device.
+  """Reads the params tree, a part at a time, to the devices that hold it.
+
+  Of several processes each reads the parts of its own devices. The host holds
+  one part at a time, and no part is read twice.
 
   Args:
     config: the architecture.
     find: from a leaf's path to where it lies.
     num_layers: layers 0..num_layers-1 are read, the embedding and final norm.
     dtype: of all parameters.
-    mesh: the devices, sharded by the rules of `parallel`; None: the default
-      device.
+    mesh: the devices; None: the default one.
+    partition: how the parameters are split over them.
 
   Returns:
     Nested dicts of arrays.
@@ -150,26 +159,80 @@ def read_params(
   for path, axes in wanted.items():
     shape = tuple(sizes[letter] for letter in axes)
     place = stored[path]
-    array = jax.make_array_from_callback(
+    array = _assemble(
       shape,
-      _sharding(path, shape, mesh),
+      _sharding(path, shape, mesh, partition),
       lambda index, place=place, axes=axes: _read(
         place, axes, sizes, index, dtype
       ),
     )
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = array
+    _set(tree, path, array)
   return tree
 
 
-def _sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None):
+def shapes(
+  config: GemmaConfig,
+  *,
+  num_layers: int,
+  dtype: Any,
+  mesh: Mesh | None = None,
+  partition: rules.Rules = rules.LM_RULES,
+) -> dict[str, Any]:
+  """What `read_params` would give, as `jax.ShapeDtypeStruct`s.
+
+  For compiling without weights. Args are those of `read_params`.
+  """
+  sizes = letters(config)
+  tree: dict[str, Any] = {}
+  for path, axes in leaves(config, num_layers).items():
+    shape = tuple(sizes[letter] for letter in axes)
+    sharding = None
+    if mesh is not None:
+      sharding = _sharding(path, shape, mesh, partition)
+    leaf = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+    _set(tree, path, leaf)
+  return tree
+
+
+def _set(tree: dict[str, Any], path: str, leaf: Any) -> None:
+  *parents, name = path.split("/")
+  for parent in parents:
+    tree = tree.setdefault(parent, {})
+  tree[name] = leaf
+
+
+def _sharding(
+  path: str,
+  shape: tuple[int, ...],
+  mesh: Mesh | None,
+  partition: rules.Rules,
+) -> Sharding:
   if mesh is None:
     # Where new arrays land, `jax.default_device` included.
     return SingleDeviceSharding(jnp.zeros(()).device)
-  return NamedSharding(mesh, rules.spec(path, shape, mesh))
+  return NamedSharding(mesh, rules.spec(path, shape, mesh, partition))
+
+
+def _assemble(
+  shape: tuple[int, ...],
+  sharding: Sharding,
+  read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+  """An array of parts; each is read once, however many devices hold it."""
+  holders: dict[tuple, list[jax.Device]] = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    key = tuple(
+      entry.indices(size) for entry, size in zip(index, shape, strict=True)
+    )
+    holders.setdefault(key, []).append(device)
+  parts = []
+  for key, devices in holders.items():
+    block = read(tuple(slice(*entry) for entry in key))
+    # Waits, so that the host need not hold the next part as well.
+    parts += jax.block_until_ready(
+      [jax.device_put(block, device) for device in devices]
+    )
+  return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def _check(

@@ -22,6 +22,7 @@ class Weights:
     hash: computes the hash of the weights, whatever part of them is loaded.
     tokenizer: opens the tokenizer.
     bos_id: what the source says the model's BOS is; None if it says nothing.
+    bytes_read: of tensors, by this process so far; None: not counted.
   """
 
   config: GemmaConfig
@@ -30,3 +31,4 @@ class Weights:
   hash: Callable[[], str]
   tokenizer: Callable[[], Tokenizer]
   bos_id: int | None = None
+  bytes_read: Callable[[], int] | None = None

@@ -106,10 +106,10 @@ def test_needs_only_the_layers_below_its_sites(lm, store, tmp_path):
 
 
 def test_one_compilation(lm, tmp_path):
-  before = forward._taps._cache_size()
+  before = forward.taps._cache_size()
   run(lm, tmp_path / "a", sites=("mlp_in.0",), batch=7)
   run(lm, tmp_path / "b", sites=("mlp_in.0",), batch=7, rows=13)
-  assert forward._taps._cache_size() == before + 1
+  assert forward.taps._cache_size() == before + 1
 
 
 def test_bfloat16(lm, store, tmp_path):
