@@ -4,6 +4,7 @@ python -m experiments.benchmark forward
 python -m experiments.benchmark evaluate
 python -m experiments.benchmark large
 python -m experiments.benchmark store
+python -m experiments.benchmark serve_trainers
 python -m experiments.benchmark train_step
 python -m experiments.benchmark train_scaling
 python -m experiments.benchmark train_sweep
@@ -18,6 +19,7 @@ from experiments.benchmarks import (
   evaluate_pass,
   forward,
   large,
+  serve_trainers,
   store,
   synthetic,
   train_precision,
@@ -32,6 +34,7 @@ BENCHMARKS = {
   "evaluate": evaluate_pass.main,
   "large": large.main,
   "store": store.main,
+  "serve_trainers": serve_trainers.main,
   "train_step": train_step.main,
   "train_scaling": train_scaling.main,
   "train_sweep": train_sweep.main,

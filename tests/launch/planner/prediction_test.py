@@ -81,7 +81,7 @@ def test_what_is_drawn_differs_between_services_and_not_between_calls(made):
 def test_trainers_come_apart_where_the_disk_is_just_fast_enough(made):
   """Read for each alone, until patience covers how long one is away."""
   scenario = prediction.Scenario(
-    trainers=2, services=1, preemption_hours=0.1, down_minutes=1, seed=1
+    trainers=2, services=1, preemption_hours=0.1, down_minutes=1, seed=2
   )
   found = {
     patience: prediction.predict(
@@ -91,7 +91,7 @@ def test_trainers_come_apart_where_the_disk_is_just_fast_enough(made):
   }
   assert min(sum(each.results[0].preemptions) for each in found.values()) > 0
   assert found[30].results[0].read > 1.2 * found[300].results[0].read
-  assert found[30].share("computing") < found[300].share("computing") - 0.1
+  assert found[30].results[0].seconds > 1.08 * found[300].results[0].seconds
 
 
 def test_checkpoints_matter_without_notice(made):
