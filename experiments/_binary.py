@@ -120,10 +120,12 @@ def run_commands(
 
 def _check(config: Any) -> None:
   """What can be known to be wrong before any work."""
-  if config is not None:
+  if config is None:
+    return
+  if "runs" in config:  # else it is no run's, but a fine-tune's
     for each in runs.runs(config).values():
       settings.check(each)
-    print(f"checked: would write below {config.workdir}")
+  print(f"checked: would write below {config.workdir}")
 
 
 def refuse(when: str, *given: flags.FlagHolder) -> None:
