@@ -119,7 +119,8 @@ def config(model: str, which: str):
     return config
   config.train.target_l0s = target_l0s(model, entry.layer)
   if entry.is_transcoder:
-    gemma_scope.as_transcoder(config, entry)
+    config.train.target_site = entry.sites[1]
+    config.update_from_flattened_dict(gemma_scope.AS_TRANSCODER)
     config.recipe.normalise = "each"  # chosen
     config.recipe.skip = entry.kind == "skip_transcoder"
   else:

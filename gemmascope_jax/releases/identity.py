@@ -161,13 +161,14 @@ def _is_policy(value: Any) -> bool:
   )
 
 
+_MADE_UP = "synthetic"  # of no language model, see `gemmascope_jax.synthetic`
 _SITE = re.compile(
-  rf"{names.EMBEDDING}|(?:{'|'.join(sites.KINDS)}|{names.GAINED})"
+  rf"{names.EMBEDDING}|{_MADE_UP}|(?:{'|'.join(sites.KINDS)}|{names.GAINED})"
   r"\.(?:0|[1-9][0-9]*)"
 )
 _SITES = (
   f"KIND.LAYER with KIND one of {', '.join(sites.KINDS)}, {names.GAINED};"
-  f" {names.EMBEDDING}; several with + between them; or null"
+  f" {names.EMBEDDING}; {_MADE_UP}; several with + between them; or null"
 )
 # Of each key whether a value is one, and what is expected.
 _VALUES = {
