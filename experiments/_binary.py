@@ -13,7 +13,6 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import _huge_pages
 from gemmascope_jax import parallel, training
 from gemmascope_jax.experiment import runs, settings
 from gemmascope_jax.parallel import processes
@@ -83,7 +82,6 @@ def run_commands(
     required: whether `--config` has to be given.
     together: see `run`.
   """
-  _huge_pages.use()
   config = config_flags.DEFINE_config_file(
     "config",
     default,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Mapping
 
@@ -19,6 +20,20 @@ VARIABLE = "GLIBC_TUNABLES"
 _ASK = "glibc.malloc.hugetlb=1"
 _SINCE = (2, 35)  # of glibc
 _ENABLED = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def use_in_binaries() -> None:
+  """`use` where `python -m experiments.NAME` was started.
+
+  Called before anything large is imported, as all is imported again. Benchmarks
+  measure what they measure: they are left alone.
+  """
+  given = sys.orig_argv[1:]
+  named = given[given.index("-m") + 1 :][:1] if "-m" in given else []
+  if any(
+    re.fullmatch(r"experiments\.(?!benchmark)\w+", each) for each in named
+  ):
+    use()
 
 
 def use() -> None:

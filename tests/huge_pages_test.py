@@ -67,3 +67,19 @@ def test_a_program_starts_again_once_with_its_arguments():
     "started",
     "glibc.malloc.hugetlb=1 ['--one', 'two words']",
   ]
+
+
+def test_a_binary_does_so_before_it_imports_anything_large():
+  if not _huge_pages.worthwhile({}, platform.libc_ver(), _huge_pages._ENABLED):
+    pytest.skip("no huge pages to ask for on this system")
+  environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+  traced = subprocess.run(
+    [sys.executable, "-v", "-m", "experiments.train", "--help"],
+    env=environment,
+    capture_output=True,
+    text=True,
+  ).stderr
+  first, second = (
+    traced.index(f"import '{name}'") for name in ("experiments", "jax")
+  )
+  assert traced.count("import 'jax' #") == 1 and first < second

@@ -30,7 +30,6 @@ def main() -> None:
     # Another command would have written the file of flags.
     given = [each for each in arguments if not each.startswith("--flagfile=")]
     by_module[module].append(given)
-  os.environ["GLIBC_TUNABLES"] = ""  # or binaries start themselves once more
   wrong = sum(
     not _in_a_fork(functools.partial(_parse, module, every))
     for module, every in by_module.items()
