@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from launch import gpus
 from launch.runs import Run
 
 # A process that failed leaves the others so many seconds to notice and to say
@@ -36,6 +37,7 @@ class Group:
     count: int = 1,
     *,
     logs: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
     notice_s: float = NOTICE_S,
     end_s: float = END_S,
   ):
@@ -46,6 +48,7 @@ class Group:
       count: processes. Each of several is told `--distributed=` the address of
         the first, how many there are and which it is.
       logs: their names; default: `log_names`.
+      environment: variables; None: this process's.
       notice_s: seconds that the others have once one has failed.
       end_s: seconds from being asked to end to being killed.
     """
@@ -55,6 +58,7 @@ class Group:
     self._ask_at: float | None = None
     run.folder.mkdir(parents=True, exist_ok=True)
     address = f"127.0.0.1:{free_port()}" if count > 1 else ""
+    environment = os.environ if environment is None else environment
     self._processes, self._logs = [], []
     for index, log in enumerate(logs or log_names(count)):
       path = run.folder / log
@@ -67,7 +71,7 @@ class Group:
             [*run.command, *place],
             stdout=file,
             stderr=file,
-            env=os.environ | share_of_gpus(os.environ, count, index),
+            env={**environment, **gpus.share(environment, count, index)},
           )
         )
 
@@ -120,30 +124,3 @@ def free_port() -> int:
   with socket.socket() as found:
     found.bind(("127.0.0.1", 0))
     return found.getsockname()[1]
-
-
-def share_of_gpus(environment, count: int, index: int) -> dict[str, str]:
-  """The GPUs of one process of several: two can't compute on the same one.
-
-  Args:
-    environment: of the launcher; CUDA_VISIBLE_DEVICES lists the GPUs to share.
-    count: processes.
-    index: which one.
-
-  Returns:
-    What to change in its environment; nothing where no GPUs are listed.
-
-  Raises:
-    ValueError: they can't be shared evenly.
-  """
-  gpus = [
-    x for x in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if x
-  ]
-  if count == 1 or not gpus:
-    return {}
-  if len(gpus) % count:
-    raise ValueError(
-      f"CUDA_VISIBLE_DEVICES={','.join(gpus)}, which {count} processes can't"
-      f" share evenly: list a multiple of {count}"
-    )
-  return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index::count])}

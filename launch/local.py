@@ -17,12 +17,11 @@ The exit status is that of the first failure.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from absl import app, flags
 
-from launch import group, queue, runs
+from launch import queue, runs
 
 _BINARY = flags.DEFINE_string("binary", "quickstart", "Module in experiments/.")
 _CONFIG = flags.DEFINE_string("config", None, "Config file.", required=True)
@@ -30,7 +29,9 @@ _ROOT = flags.DEFINE_string("root", None, "Where runs go.", required=True)
 _RUN = flags.DEFINE_multi_string(
   "run", [], "Settings of one run: 'key=value key=value', without --config."
 )
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Runs at a time, sharing the GPUs; 0: fill them.", lower_bound=0
+)
 _PROCESSES = flags.DEFINE_integer(
   "processes", 1, "Processes of each run, on loopback.", lower_bound=1
 )
@@ -40,11 +41,10 @@ def main(argv) -> None:
   """Plans and works the queue."""
   del argv
   try:
-    group.share_of_gpus(os.environ, _PROCESSES.value, 0)
     planned = runs.plan(_BINARY.value, _CONFIG.value, _ROOT.value, _RUN.value)
+    failed = queue.failures(planned, _JOBS.value, _PROCESSES.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  failed = queue.failures(planned, _JOBS.value, _PROCESSES.value)
   if failed:
     print(
       f"{len(failed)} of {len(planned)} runs failed; read their logs, mend the"

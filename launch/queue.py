@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from launch import group
+from launch import gpus, group
 from launch.runs import Run
 
 _ENDING_S = 60.0  # to save, of runs whose launcher is asked to end
@@ -20,7 +21,7 @@ def work(runs: list[Run], jobs: int, processes: int = 1) -> list[Run]:
 
   Args:
     runs: the queue.
-    jobs: how many at a time.
+    jobs: how many at a time; see `failures`.
     processes: of each run, on loopback.
   """
   return list(failures(runs, jobs, processes))
@@ -38,14 +39,24 @@ def failures(
 
   Args:
     runs: the queue.
-    jobs: how many at a time.
+    jobs: how many at a time; they share the GPUs of this machine. 0: one for
+      each GPU, or for each `processes` of them; one where there are none.
     processes: of each run.
     ended: called with each run that finished or failed, at once.
+
+  Raises:
+    ValueError: GPUs that can't be shared evenly.
   """
+  jobs = jobs or max(1, len(gpus.listed(os.environ)) // processes)
+  shares = [
+    {**os.environ, **gpus.share(os.environ, jobs, slot)} for slot in range(jobs)
+  ]
+  for environment in shares:
+    gpus.share(environment, processes, 0)
   waiting = [run for run in runs if not run.is_done]
   print(f"{len(runs)} runs, {len(runs) - len(waiting)} already done")
   logs = ", ".join(group.log_names(processes))
-  active: list[group.Group] = []
+  active: dict[int, group.Group] = {}  # by the share that they have
   failed = {}
   with _terminable():
     try:
@@ -53,10 +64,11 @@ def failures(
         while waiting and len(active) < jobs:
           run = waiting.pop(0)
           run.has_begun()
-          active.append(group.Group(run, processes))
+          slot = next(n for n in range(jobs) if n not in active)
+          active[slot] = group.Group(run, processes, environment=shares[slot])
           print(f"started  {run.folder} ({logs})", flush=True)
-        for each in [each for each in active if each.is_over()]:
-          active.remove(each)
+        over = [slot for slot, each in active.items() if each.is_over()]
+        for each in [active.pop(slot) for slot in over]:
           folder = each.run.folder
           each.run.has_ended(each.status, each.error())
           if each.status:
@@ -72,7 +84,7 @@ def failures(
           ended(each.run)
         time.sleep(0.2)
     finally:
-      _end(active)
+      _end(list(active.values()))
   return failed
 
 

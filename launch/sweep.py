@@ -24,7 +24,9 @@ from launch.sweeps import reading, state
 
 _SWEEP = flags.DEFINE_string("sweep", None, "A sweep's file.", required=True)
 _ROOT = flags.DEFINE_string("root", None, "Where all goes.", required=True)
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Runs at a time, sharing the GPUs; 0: fill them.", lower_bound=0
+)
 _PROCESSES = flags.DEFINE_integer(
   "processes", 1, "Processes of each run, on loopback.", lower_bound=1
 )
@@ -57,11 +59,14 @@ def main(argv) -> None:
     return
   print(_summary(plan), flush=True)
   state.remember(_ROOT.value, plan)
-  failed = queue.failures(harvests, 1, _PROCESSES.value)
-  if not failed:
-    failed = queue.failures(
-      groups, _JOBS.value, _PROCESSES.value, lambda run: _collect(groups)
-    )
+  try:
+    failed = queue.failures(harvests, 1, _PROCESSES.value)
+    if not failed:
+      failed = queue.failures(
+        groups, _JOBS.value, _PROCESSES.value, lambda run: _collect(groups)
+      )
+  except ValueError as error:
+    sys.exit(f"error: {error}")
   print(state.table(plan, _ROOT.value))
   _collect(groups)
   if failed:

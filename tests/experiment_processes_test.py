@@ -109,6 +109,9 @@ def test_they_train_and_measure_the_same(config, two, tmp_path):
         rtol=1e-6,
         atol=1e-9,
       )
+  released = digests(two / "releases", pattern="params.npz")
+  assert len(released) == len(saes) // 2  # each with its sae.json
+  assert digests(run / "releases", pattern="params.npz") == released
   assert (two / "report/index.html").exists()
 
 

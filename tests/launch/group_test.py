@@ -6,8 +6,6 @@ import signal
 import sys
 import time
 
-import pytest
-
 from launch import group, queue, runs
 
 _SAY = "import sys; print(sys.argv[-1])"
@@ -66,16 +64,6 @@ def test_failures_are_told_in_the_order_in_which_they_happen(tmp_path):
   slow = _run(tmp_path / "slow", "import time; time.sleep(1); exit(3)")
   fast = _run(tmp_path / "fast", "exit(4)")
   assert list(queue.failures([slow, fast], 2).items()) == [(fast, 4), (slow, 3)]
-
-
-def test_gpus_are_shared_evenly_or_refused():
-  share = lambda gpus, count, index: group.share_of_gpus(
-    {"CUDA_VISIBLE_DEVICES": gpus}, count, index
-  )
-  assert share("0,1,2,3", 2, 1) == {"CUDA_VISIBLE_DEVICES": "1,3"}
-  assert share("0,1", 1, 0) == share("", 2, 0) == {}
-  with pytest.raises(ValueError, match="list a multiple of 2"):
-    share("0,1,2", 2, 0)
 
 
 def test_a_launcher_that_is_asked_to_end_asks_its_runs(tmp_path):
