@@ -4,8 +4,11 @@ On a GPU: JAX_PLATFORMS=cuda XLA_PYTHON_CLIENT_PREALLOCATE=false, and tests that
 need more devices than there are skip themselves.
 """
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Eight virtual devices on however few cores there are: the CPU client's
@@ -18,6 +21,14 @@ os.environ["XLA_FLAGS"] = (
   + " --xla_allow_excess_precision=false"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# One process compiles a program, the others of this run read it: the workers,
+# and the binaries and notebooks that tests start. Compiling is most of the time.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.mkdtemp(prefix="compiled_for_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+  atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

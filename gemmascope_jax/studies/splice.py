@@ -218,9 +218,11 @@ def batches(tokens: np.ndarray, size: int, pad_id: int) -> Sequence[np.ndarray]:
   """Slices of `size` sequences, the last padded with rows of padding.
 
   One shape for all, so nothing is compiled twice; rows of padding count for
-  nothing under any policy.
+  nothing under any policy. Where there are fewer than `size`, the next power of
+  two is enough: padding costs a forward pass as much as text does, and a mesh
+  still divides it.
   """
-  found = []
+  found, size = [], min(size, 1 << max(len(tokens) - 1, 0).bit_length())
   for start in range(0, len(tokens), size):
     batch = tokens[start : start + size]
     missing = size - len(batch)

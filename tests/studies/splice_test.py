@@ -53,3 +53,26 @@ def test_a_model_in_parts(config):
           atol=1e-5 * np.abs(value).max(),
           err_msg=name,
         )
+
+
+@pytest.mark.parametrize(
+  ("count", "rows", "shapes"),
+  [
+    (16, 8, [8, 8]),
+    (11, 8, [8, 8]),
+    (8, 8, [8]),
+    (5, 8, [8]),
+    (3, 8, [4]),
+    (2, 6, [2]),
+    (5, 6, [6]),
+    (1, 8, [1]),
+    (0, 8, []),
+  ],
+)
+def test_batches_have_one_shape_and_little_padding(count, rows, shapes):
+  tokens = np.arange(1, 3 * count + 1).reshape(count, 3)
+  found = splice.batches(tokens, rows, 0)
+  assert [len(each) for each in found] == shapes
+  together = np.concatenate([*found, tokens[:0]])
+  np.testing.assert_array_equal(together[:count], tokens)
+  assert not together[count:].any()
