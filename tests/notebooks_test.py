@@ -29,7 +29,8 @@ _SMALL = {
     "STRENGTHS": (2.0,),
     "ANSWERS": 1,
     "NEW_TOKENS": 6,
-    "SEQUENCES": 20,
+    "SEQUENCES": 8,
+    "SCORED": 4,
   },
   "5_across_layers": {"LAYERS": (4, 5), "ROWS": 4_096, "WIDTH": 256},
 }
