@@ -64,6 +64,9 @@ def require_same_plan(root: str | os.PathLike | Folder, asked: StorePlan):
     ValueError: it holds something that is no store.
   """
   files = folder(root)
+  # In this order: another process may write its plan, the first of its files,
+  # between the two looks.
+  entries = files.entries()
   found = files.sizes()
   # The plan decides; a manifest that says otherwise is damaged, and `Store.open`
   # says so.
@@ -82,7 +85,7 @@ def require_same_plan(root: str | os.PathLike | Folder, asked: StorePlan):
   own = (LOCK, _PART_LOCKS, _LEFTOVERS)
   foreign = [
     name
-    for name in files.entries()
+    for name in entries
     if not any(fnmatch.fnmatch(name, pattern) for pattern in own)
   ]
   if foreign:

@@ -11,12 +11,14 @@ import tiny_gemma
 from tiny_gemma import OPTIONS, POLICY
 
 from gemmascope_jax.data.lock import LockedError, write_lock
+from gemmascope_jax.data.stores.files import folder
 from gemmascope_jax.data.stores.harvest import harvest, plan
 from gemmascope_jax.data.stores.store import Store
 from gemmascope_jax.data.stores.store_writing import (
   LOCK,
   part_lock,
   part_shards,
+  require_same_plan,
 )
 from tests.digests import digests
 
@@ -104,6 +106,21 @@ def test_leftovers_of_other_parts_are_not_touched(lm, tmp_path):
   assert len(list((root / "res.0").glob("?????.json"))) == 4
   make(lm, root)
   assert not other.exists()
+
+
+@pytest.mark.parametrize("look", ["entries", "sizes"])
+def test_another_process_writes_its_plan_during_the_look(lm, tmp_path, look):
+  files = folder(tmp_path / "s")
+  listed = getattr(files, look)
+
+  def then_it_is_written(*below):
+    found = listed(*below)
+    files.root.mkdir(exist_ok=True)
+    (files.root / "plan.json").write_text(json.dumps(plan_of(lm).to_dict()))
+    return found
+
+  setattr(files, look, then_it_is_written)
+  require_same_plan(files, plan_of(lm))
 
 
 def plan_of(lm):
