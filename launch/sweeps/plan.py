@@ -9,6 +9,7 @@ which writes all their sites in one pass of the model.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import pathlib
 import sys
@@ -161,7 +162,9 @@ def _overridden(base: Config, entry: Overrides, where: str) -> Config:
   known = set(_flat(config))
   for name in entry:
     if name not in known:
-      raise ValueError(f"{where}: there is no setting {name!r}")
+      near = difflib.get_close_matches(name, known, 1)
+      hint = f"did you mean {near[0]!r}?" if near else "see configs/default.py"
+      raise ValueError(f"{where}: there is no setting {name!r}; {hint}")
     if name in _OWN:
       raise ValueError(f"{where}: {name} is the sweep's own to set")
   try:

@@ -137,7 +137,11 @@ def test_a_sweep_that_grows_keeps_its_runs_and_harvests():
   ("entries", "match"),
   [
     ([], "is empty"),
-    ([{"recipe.widht": 3}], "entry 0.*no setting 'recipe.widht'"),
+    (
+      [{"recipe.widht": 3}],
+      "entry 0.*no setting 'recipe.widht'; did you mean 'recipe.width'",
+    ),
+    ([{"zzz": 3}], "no setting 'zzz'; see configs/default.py"),
     ([{}, {"recipe.width": "wide"}], "entry 1"),
     ([{"recipe.width": 0}], "entry 0.*width is 0"),
     ([{"workdir": "x"}], "workdir is the sweep's own"),
