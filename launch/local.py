@@ -21,7 +21,7 @@ import sys
 
 from absl import app, flags
 
-from launch import queue, runs
+from launch import arguments, queue, runs
 
 _BINARY = flags.DEFINE_string("binary", "quickstart", "Module in experiments/.")
 _CONFIG = flags.DEFINE_string("config", None, "Config file.", required=True)
@@ -39,9 +39,10 @@ _PROCESSES = flags.DEFINE_integer(
 
 def main(argv) -> None:
   """Plans and works the queue."""
-  del argv
+  arguments.require_flags_only(argv)
+  root = arguments.absolute(_ROOT.value)
   try:
-    planned = runs.plan(_BINARY.value, _CONFIG.value, _ROOT.value, _RUN.value)
+    planned = runs.plan(_BINARY.value, _CONFIG.value, root, _RUN.value)
     failed = queue.failures(planned, _JOBS.value, _PROCESSES.value)
   except ValueError as error:
     sys.exit(f"error: {error}")

@@ -15,6 +15,7 @@ import sys
 
 from absl import app, flags
 
+from launch import arguments
 from launch.cluster import templates
 
 _TEMPLATE = flags.DEFINE_enum("template", None, templates.NAMES, "Which.")
@@ -39,8 +40,7 @@ _CLUSTER = (
 
 def main(argv) -> None:
   """Renders."""
-  if argv[1:]:
-    sys.exit(f"error: {' '.join(argv[1:])}: expected flags only")
+  arguments.require_flags_only(argv)
   try:
     cluster = templates.Cluster(**{flag.name: flag.value for flag in _CLUSTER})
     text = templates.render(_TEMPLATE.value, cluster, _CONFIG.value, _SET.value)

@@ -23,7 +23,7 @@ import sys
 
 from absl import app, flags
 
-from launch import runs
+from launch import arguments, runs
 from launch.cluster import slurm
 from launch.sweeps import plan as planning
 from launch.sweeps import reading, state
@@ -69,8 +69,7 @@ _SETUP = flags.DEFINE_multi_string(
 
 def main(argv) -> None:
   """Plans and submits."""
-  if argv[1:]:
-    sys.exit(f"error: {' '.join(argv[1:])}: expected flags only")
+  arguments.require_flags_only(argv)
   try:
     resources = slurm.Resources(
       setup=tuple(_SETUP.value), **{f.name: f.value for f in _RESOURCES}
@@ -83,7 +82,7 @@ def main(argv) -> None:
 
 def _stages() -> dict[str, list[runs.Run]]:
   """What to run, by the job's name; each after the one before."""
-  root = str(pathlib.Path(_ROOT.value).absolute())
+  root = arguments.absolute(_ROOT.value)
   if not _SWEEP.value:
     if not _CONFIG.value:
       raise ValueError("expected --config with --run, or --sweep")
@@ -100,7 +99,7 @@ def _stages() -> dict[str, list[runs.Run]]:
 
 
 def _submit(stages, resources: slurm.Resources) -> None:
-  folder = pathlib.Path(_ROOT.value).absolute() / "slurm"
+  folder = pathlib.Path(arguments.absolute(_ROOT.value)) / "slurm"
   after = None
   for name, every in stages.items():
     todo = [run for run in every if not run.is_done]

@@ -18,7 +18,7 @@ import sys
 from absl import app, flags
 
 from gemmascope_jax.report import sweep as report
-from launch import queue
+from launch import arguments, queue
 from launch.sweeps import plan as planning
 from launch.sweeps import reading, state
 
@@ -40,35 +40,39 @@ _STATUS = flags.DEFINE_bool(
 
 def main(argv) -> None:
   """Plans, runs and collects; exit status 1 if a run failed."""
-  del argv
+  arguments.require_flags_only(argv)
+  root = arguments.absolute(_ROOT.value)
   try:
     sweep = reading.sweep(_SWEEP.value)
-    kept = state.harvests(_ROOT.value, sweep.config)
+    kept = state.harvests(root, sweep.config)
     plan = planning.make(sweep, kept)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"error: {error}")
-  harvests, groups = plan.runs(_ROOT.value)
+  harvests, groups = plan.runs(root)
   if _DRY_RUN.value:
     for run in (*harvests, *groups):
       print(shlex.join(run.command))
     print(_summary(plan), file=sys.stderr)
     return
   if _STATUS.value:
-    print(state.table(plan, _ROOT.value))
-    _collect(groups)
+    print(state.table(plan, root))
+    _collect(groups, root)
     return
   print(_summary(plan), flush=True)
-  state.remember(_ROOT.value, plan)
+  state.remember(root, plan)
   try:
     failed = queue.failures(harvests, 1, _PROCESSES.value)
     if not failed:
       failed = queue.failures(
-        groups, _JOBS.value, _PROCESSES.value, lambda run: _collect(groups)
+        groups,
+        _JOBS.value,
+        _PROCESSES.value,
+        lambda run: _collect(groups, root),
       )
   except ValueError as error:
     sys.exit(f"error: {error}")
-  print(state.table(plan, _ROOT.value))
-  _collect(groups)
+  print(state.table(plan, root))
+  _collect(groups, root)
   if failed:
     sys.exit("some runs failed: mend the cause and run the same command again")
 
@@ -86,7 +90,7 @@ def _summary(plan: planning.Plan) -> str:
   return "\n".join(lines)
 
 
-def _collect(groups) -> None:
+def _collect(groups, root: str) -> None:
   """The table and the figures of what has been evaluated."""
   results = {
     run.folder.name: run.folder / "results" / "fidelity.json" for run in groups
@@ -94,7 +98,7 @@ def _collect(groups) -> None:
   there = {name: path for name, path in results.items() if path.exists()}
   missing = [name for name in results if name not in there]
   try:
-    for path in report.build(there, _ROOT.value, missing):
+    for path in report.build(there, root, missing):
       print(f"written  {path}", flush=True)
   except ImportError as error:
     print(f"no figures: {error}", file=sys.stderr)
