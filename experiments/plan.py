@@ -13,6 +13,7 @@ See docs/planning.md. Nothing is loaded or downloaded.
 """
 
 import dataclasses
+import math
 
 from absl import flags
 
@@ -78,6 +79,9 @@ _PAGE = flags.DEFINE_string("page", None, "HTML file to write, with figures.")
 def _machine() -> costs.Machine:
   chip = accelerators.find(_ACCELERATOR.value)
   changed = {}
+  for given in (_PEAK, _DOLLARS):
+    if not 0 <= given.value < math.inf:
+      raise ValueError(f"--{given.name}={given.value}: expected 0 or more")
   if _PEAK.value:
     changed["peaks"] = dict.fromkeys(chip.peaks, _PEAK.value * 1e12)
     changed["name"] = f"accelerator of {_PEAK.value:g} TFLOP/s"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -58,10 +59,14 @@ class Machine:
       ValueError: names the flag.
     """
     for name in ("devices", "disk_gib_s", "network_gib_s"):
-      if not getattr(self, name) > 0:
+      if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
           f"--{name}={getattr(self, name)}: expected more than 0"
         )
+    if not 0 <= self.tib_month_dollars < math.inf:
+      raise ValueError(
+        f"--tib_month_dollars={self.tib_month_dollars}: expected 0 or more"
+      )
     for name in ("utilisation", "forward_utilisation"):
       if not 0 < getattr(self, name) <= 1:
         raise ValueError(

@@ -92,8 +92,11 @@ def harvesting_dollars(made: Harvest, machine: Machine) -> float:
 def break_even_days(made: Harvest, machine: Machine) -> float:
   """For how many days storing costs as much as harvesting once more.
 
+  Infinite where storing is free.
+
   Args:
     made: the harvest; it stores something.
     machine: prices.
   """
-  return harvesting_dollars(made, machine) / storing_dollars(made, machine, 1)
+  day = storing_dollars(made, machine, 1)
+  return harvesting_dollars(made, machine) / day if day else math.inf

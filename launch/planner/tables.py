@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import textwrap
 
 from launch.planner import feeding, paper
@@ -228,14 +229,16 @@ def _storing(plan: Plan) -> list[Table]:
         (f"storing for {days} days", f"${stored:,.0f}", f"{stored / again:.2g}")
       )
     days = feeding.break_even_days(made, plan.machine)
+    free = "never equal, as storing is free"
+    equal = f"equal after {days:,.0f} days" if days < math.inf else free
     found.append(
       Table(
         "Store or make again",
         ("", "costs", "ratio"),
         tuple(rows),
         (
-          f"equal after {days:,.0f} days; each further run on the same"
-          " activations saves making them again",
+          f"{equal}; each further run on the same activations saves making"
+          " them again",
         ),
       )
     )

@@ -124,6 +124,8 @@ def test_state_bytes_are_those_of_a_real_state():
   ("values", "match"),
   [
     ({"devices": 0}, "--devices=0: expected more than 0"),
+    ({"disk_gib_s": float("inf")}, "--disk_gib_s=inf: expected more than 0"),
+    ({"tib_month_dollars": -1}, "--tib_month_dollars=-1: expected 0 or more"),
     ({"utilisation": 1.5}, "--utilisation=1.5: expected a share"),
     ({"disk_gib_s": -1}, "--disk_gib_s=-1"),
   ],
