@@ -58,6 +58,8 @@ def test_break_even_is_where_both_cost_the_same(config):
   assert again == pytest.approx(made.device_hours * 2.0)
   tebibytes = made.bytes / 2**40
   assert feeding.storing_dollars(made, _MACHINE, 30) == 10 * tebibytes
+  free = dataclasses.replace(_MACHINE, tib_month_dollars=0.0)
+  assert feeding.break_even_days(made, free) == float("inf")
 
 
 def test_no_trainers(members):
