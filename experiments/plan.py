@@ -81,7 +81,9 @@ def _machine() -> costs.Machine:
   changed = {}
   for given in (_PEAK, _DOLLARS):
     if not 0 <= given.value < math.inf:
-      raise ValueError(f"--{given.name}={given.value}: expected 0 or more")
+      raise ValueError(
+        f"--{given.name}={given.value}: expected 0 or more, and finite"
+      )
   if _PEAK.value:
     changed["peaks"] = dict.fromkeys(chip.peaks, _PEAK.value * 1e12)
     changed["name"] = f"accelerator of {_PEAK.value:g} TFLOP/s"

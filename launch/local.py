@@ -40,9 +40,8 @@ _PROCESSES = flags.DEFINE_integer(
 def main(argv) -> None:
   """Plans and works the queue."""
   arguments.require_flags_only(argv)
-  root = arguments.absolute(_ROOT.value)
   try:
-    planned = runs.plan(_BINARY.value, _CONFIG.value, root, _RUN.value)
+    planned = runs.plan(_BINARY.value, _CONFIG.value, _ROOT.value, _RUN.value)
     failed = queue.failures(planned, _JOBS.value, _PROCESSES.value)
   except ValueError as error:
     sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 import shlex
@@ -60,6 +61,11 @@ class Run:
       artifacts.write_json(self.folder / _DONE, {"command": list(self.command)})
 
 
+def absolute(root: str) -> str:
+  """A root by its one name, since a run is done if its very command has ended."""
+  return os.path.abspath(root)
+
+
 def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:
   """The queue of `--run` settings.
 
@@ -68,7 +74,7 @@ def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:
   """
   if not settings:
     raise ValueError("nothing to run: give at least one --run='key=value ...'")
-  runs = []
+  runs, root = [], absolute(root)
   for setting in settings:
     pairs = shlex.split(setting)
     for pair in pairs:

@@ -82,7 +82,7 @@ def main(argv) -> None:
 
 def _stages() -> dict[str, list[runs.Run]]:
   """What to run, by the job's name; each after the one before."""
-  root = arguments.absolute(_ROOT.value)
+  root = _ROOT.value
   if not _SWEEP.value:
     if not _CONFIG.value:
       raise ValueError("expected --config with --run, or --sweep")
@@ -99,7 +99,7 @@ def _stages() -> dict[str, list[runs.Run]]:
 
 
 def _submit(stages, resources: slurm.Resources) -> None:
-  folder = pathlib.Path(arguments.absolute(_ROOT.value)) / "slurm"
+  folder = pathlib.Path(_ROOT.value).absolute() / "slurm"
   after = None
   for name, every in stages.items():
     todo = [run for run in every if not run.is_done]

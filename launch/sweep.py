@@ -41,38 +41,34 @@ _STATUS = flags.DEFINE_bool(
 def main(argv) -> None:
   """Plans, runs and collects; exit status 1 if a run failed."""
   arguments.require_flags_only(argv)
-  root = arguments.absolute(_ROOT.value)
   try:
     sweep = reading.sweep(_SWEEP.value)
-    kept = state.harvests(root, sweep.config)
+    kept = state.harvests(_ROOT.value, sweep.config)
     plan = planning.make(sweep, kept)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"error: {error}")
-  harvests, groups = plan.runs(root)
+  harvests, groups = plan.runs(_ROOT.value)
   if _DRY_RUN.value:
     for run in (*harvests, *groups):
       print(shlex.join(run.command))
     print(_summary(plan), file=sys.stderr)
     return
   if _STATUS.value:
-    print(state.table(plan, root))
-    _collect(groups, root)
+    print(state.table(plan, _ROOT.value))
+    _collect(groups)
     return
   print(_summary(plan), flush=True)
-  state.remember(root, plan)
+  state.remember(_ROOT.value, plan)
   try:
     failed = queue.failures(harvests, 1, _PROCESSES.value)
     if not failed:
       failed = queue.failures(
-        groups,
-        _JOBS.value,
-        _PROCESSES.value,
-        lambda run: _collect(groups, root),
+        groups, _JOBS.value, _PROCESSES.value, lambda run: _collect(groups)
       )
   except ValueError as error:
     sys.exit(f"error: {error}")
-  print(state.table(plan, root))
-  _collect(groups, root)
+  print(state.table(plan, _ROOT.value))
+  _collect(groups)
   if failed:
     sys.exit("some runs failed: mend the cause and run the same command again")
 
@@ -90,7 +86,7 @@ def _summary(plan: planning.Plan) -> str:
   return "\n".join(lines)
 
 
-def _collect(groups, root: str) -> None:
+def _collect(groups) -> None:
   """The table and the figures of what has been evaluated."""
   results = {
     run.folder.name: run.folder / "results" / "fidelity.json" for run in groups
@@ -98,7 +94,7 @@ def _collect(groups, root: str) -> None:
   there = {name: path for name, path in results.items() if path.exists()}
   missing = [name for name in results if name not in there]
   try:
-    for path in report.build(there, root, missing):
+    for path in report.build(there, _ROOT.value, missing):
       print(f"written  {path}", flush=True)
   except ImportError as error:
     print(f"no figures: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One process compiles a program, the others of this run read it: the workers,
-# and the binaries and notebooks that tests start. Compiling is most of the time.
+# and the binaries and notebooks that tests start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _compiled = tempfile.mkdtemp(prefix="compiled_for_tests_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled

@@ -208,7 +208,10 @@ def test_saes_of_both_models_can_be_named(config, found, tmp_path):
     ({"train.site": "res.1"}, 'expected a "name" of letters'),
     ({"name": "../up"}, 'expected a "name" of letters'),
     ({"name": "store"}, "the name is taken"),
-    ({"name": "a", "train.sight": 1}, "no setting 'train.sight'"),
+    (
+      {"name": "a", "train.sight": 1},
+      "'train.sight'; did you mean 'train.site'",
+    ),
     ({"name": "a", "train": 1}, "no setting 'train'"),
     ({"name": "a", "workdir": "b"}, "can't set runs or workdir"),
     ({"name": "a", "train.site": 3}, "could not|Could not|casted"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from gemmascope_jax.experiment import overrides
 from gemmascope_jax.experiment.settings import Config
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -47,22 +48,7 @@ def runs(config: Config) -> dict[str, Config]:
       raise ValueError(f"{where}: a run can't set runs or workdir")
     one = config.copy_and_resolve_references()
     one.runs = ()
-    for key in values:
-      if not _has(one, key):
-        raise ValueError(f"{where}: there is no setting {key!r}")
-    try:
-      one.update_from_flattened_dict(values)
-    except (TypeError, ValueError) as error:
-      raise ValueError(f"{where}: {error}") from error
+    overrides.override(one, values, where)
     one.workdir = f"{config.workdir}/{name}"
     found[name] = one
   return found
-
-
-def _has(config: Config, key: str) -> bool:
-  """Whether a dotted name is that of a setting."""
-  for part in key.split("."):
-    if not isinstance(config, Config) or part not in config:
-      return False
-    config = config[part]
-  return not isinstance(config, Config)

@@ -51,6 +51,11 @@ class Params(dict):
     return cls(zip(names, entries, strict=True), mesh)
 
 
+def ways(params: Mapping[str, Any]) -> int:
+  """Into how many parts sequences are split."""
+  return params.mesh.shape.get(DATA, 1) if isinstance(params, Params) else 1
+
+
 def by_sequence(params: Mapping[str, Any], array: Any) -> Any:
   """[S, ...] split over the mesh; as it is if there is none, or S is odd to it.
 
@@ -60,7 +65,7 @@ def by_sequence(params: Mapping[str, Any], array: Any) -> Any:
   """
   if array is None or not isinstance(params, Params):
     return array
-  if array.shape[0] % params.mesh.shape.get(DATA, 1):
+  if array.shape[0] % ways(params):
     return array
   axis = DATA if DATA in params.mesh.shape else None
   sharding = NamedSharding(params.mesh, PartitionSpec(axis))

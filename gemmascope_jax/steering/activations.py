@@ -64,8 +64,8 @@ def values(
   reader, chosen = edits.reader(sae, latents)
   tokens, found = np.asarray(tokens), []
   mask = tokens != policy.pad_id if mask is None else mask
-  parts = splice.batches(tokens, batch, policy.pad_id)
-  masks = splice.batches(mask, batch, False)
+  parts = splice.batches(lm.params, tokens, batch, policy.pad_id)
+  masks = splice.batches(lm.params, mask, batch, False)
   for part, real in zip(parts, masks, strict=True):
     read = _values(lm.config, site, lm.params, part, real, reader)
     read = np.asarray(read)[..., np.asarray(chosen)]

@@ -103,7 +103,7 @@ def mean_difference(
         " at least 2, to know how sure the difference is"
       )
     totals = []
-    for part in splice.batches(tokens, batch, policy.pad_id):
+    for part in splice.batches(lm.params, tokens, batch, policy.pad_id):
       x = _activations(lm.config, site, lm.params, part, policy.pad_id)
       x, keep = np.asarray(x, np.float64), policy.keep(part)
       if shift is None and keep.any():

@@ -99,8 +99,8 @@ def text_losses(
   predicted at a position that the policy excludes does not count.
   """
   found = []
-  parts = splice.batches(said.tokens, batch, policy.pad_id)
-  masks = splice.batches(said.real, batch, False)
+  parts = splice.batches(lm.params, said.tokens, batch, policy.pad_id)
+  masks = splice.batches(lm.params, said.real, batch, False)
   for part, mask in zip(parts, masks, strict=True):
     found.append(_losses(lm.config, lm.params, part, mask, {}))
   losses = np.concatenate(found)[: len(said.tokens)].astype(np.float64)
@@ -140,7 +140,7 @@ def held_out_losses(
     batch: sequences a pass.
   """
   found = []
-  for part in splice.batches(tokens, batch, policy.pad_id):
+  for part in splice.batches(lm.params, tokens, batch, policy.pad_id):
     keep = policy.keep(part)
     placed = {site: at(edit, keep) for site, edit in edits.items()}
     mask = part != policy.pad_id

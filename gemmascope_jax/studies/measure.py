@@ -82,7 +82,7 @@ def measure(
     for name, replacement in replacements.items()
   }
   key = artifacts.fingerprint(shared)
-  parts = splice.batches(tokens, batch, policy.pad_id)
+  parts = splice.batches(lm.params, tokens, batch, policy.pad_id)
 
   def measured(number: int) -> tuple[SiteRecord, dict[str, SpliceRecord]]:
     path = lambda key: folder / f"{key}_{number:05d}.npz"

@@ -169,7 +169,9 @@ def _read(lm, subjects, tokens, policy, means, batch, progress):
   names = sorted({name for one in subjects for name in (one.reads, one.site)})
   records: dict[str, list[SiteRecord]] = {one.site: [] for one in subjects}
   sums = {one.name: _Sums(one.sae.width) for one in subjects}
-  given = splice.batches(tokens, batch, policy.pad_id) if subjects else ()
+  given = (
+    splice.batches(lm.params, tokens, batch, policy.pad_id) if subjects else ()
+  )
   for part in tqdm.tqdm(
     given,
     desc=f"read {len(subjects)} SAEs",

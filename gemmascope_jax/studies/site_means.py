@@ -55,7 +55,7 @@ def means(
   def make() -> dict[str, np.ndarray]:
     totals, count = dict.fromkeys(names, 0.0), 0
     for part in tqdm.tqdm(
-      splice.batches(tokens, batch, policy.pad_id),
+      splice.batches(lm.params, tokens, batch, policy.pad_id),
       desc="means of sites",
       unit="batch",
       disable=not progress or jax.process_index() > 0,
@@ -110,7 +110,7 @@ def sums(
   def make() -> dict[str, np.ndarray]:
     found = {f"{part}/{what}": [] for part in masks for what in "xn"}
     done = 0
-    for tokens_of in splice.batches(tokens, batch, pad_id):
+    for tokens_of in splice.batches(lm.params, tokens, batch, pad_id):
       acts = _acts(
         lm.config, (name,), lm.params, tokens_of, tokens_of != pad_id
       )

@@ -92,7 +92,7 @@ def fidelity(
   records: dict[str, list] = {site: [] for site in saes}
   together, zeros = [], []
   shifts: dict[str, np.ndarray] = {}
-  for part in splice.batches(tokens, batch, policy.pad_id):
+  for part in splice.batches(lm.params, tokens, batch, policy.pad_id):
     for site, sae in saes.items():
       zero = Constant(jnp.zeros(sites.site_width(lm.config, site)))
       replacements = {_ZERO: zero, _SAE: FromSAE(sae)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 
 from gemmascope_jax import gemma
 from gemmascope_jax.data.policy import TokenPolicy
-from gemmascope_jax.gemma import sites
+from gemmascope_jax.gemma import on_mesh, sites
 from gemmascope_jax.gemma.divergence import divergence
 from gemmascope_jax.studies.records import SiteRecord, SpliceRecord
 from gemmascope_jax.studies.replacements import Replacement
@@ -214,15 +215,23 @@ def _joint(config, params, tokens, mask, keep, replacements):
   return gemma.next_token_losses(config, params, tokens, edits=edits, mask=mask)
 
 
-def batches(tokens: np.ndarray, size: int, pad_id: int) -> Sequence[np.ndarray]:
+def batches(
+  params: Mapping[str, Any], tokens: np.ndarray, size: int, pad_id: int
+) -> Sequence[np.ndarray]:
   """Slices of `size` sequences, the last padded with rows of padding.
 
   One shape for all, so nothing is compiled twice; rows of padding count for
-  nothing under any policy. Where there are fewer than `size`, the next power of
-  two is enough: padding costs a forward pass as much as text does, and a mesh
-  still divides it.
+  nothing under any policy. They cost a forward pass as much as text does, so
+  where there are fewer than `size`, only what the mesh needs is added.
+
+  Args:
+    params: whose mesh divides the sequences.
+    tokens: [S, T], or what else there is of each token.
+    size: sequences a slice, at most.
+    pad_id: fills rows.
   """
-  found, size = [], min(size, 1 << max(len(tokens) - 1, 0).bit_length())
+  ways = on_mesh.ways(params)
+  found, size = [], min(size, max(-(-len(tokens) // ways), 1) * ways)
   for start in range(0, len(tokens), size):
     batch = tokens[start : start + size]
     missing = size - len(batch)

@@ -111,7 +111,7 @@ def run(
   for site, members in saes.items():
     for sae in members.values():
       sparsity_fidelity.check_sae(lm, site, sae, policy)
-  batches = splice.batches(tokens, batch, policy.pad_id)
+  batches = splice.batches(lm.params, tokens, batch, policy.pad_id)
   bar = tqdm.tqdm(
     total=len(batches) * len(saes),
     desc="uniformity",

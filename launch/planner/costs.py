@@ -61,11 +61,12 @@ class Machine:
     for name in ("devices", "disk_gib_s", "network_gib_s"):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
-          f"--{name}={getattr(self, name)}: expected more than 0"
+          f"--{name}={getattr(self, name)}: expected more than 0, and finite"
         )
     if not 0 <= self.tib_month_dollars < math.inf:
       raise ValueError(
-        f"--tib_month_dollars={self.tib_month_dollars}: expected 0 or more"
+        f"--tib_month_dollars={self.tib_month_dollars}: expected 0 or"
+        " more, and finite"
       )
     for name in ("utilisation", "forward_utilisation"):
       if not 0 < getattr(self, name) <= 1:

@@ -9,16 +9,15 @@ which writes all their sites in one pass of the model.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gemmascope_jax.experiment import settings
+from gemmascope_jax.experiment import overrides, settings
 from gemmascope_jax.sae.config import Recipe
-from launch.runs import Run
+from launch.runs import Run, absolute
 from launch.sweeps import harvests as harvesting
 from launch.sweeps import reading
 from launch.sweeps.grid import Overrides
@@ -88,6 +87,7 @@ class Plan:
     Args:
       root: the folder of the whole sweep.
     """
+    root = absolute(root)
     return (
       [self._run("harvest", each, root) for each in self.harvests],
       [self._run("quickstart", each, root) for each in self.groups],
@@ -159,18 +159,10 @@ def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
 def _overridden(base: Config, entry: Overrides, where: str) -> Config:
   """A config with an entry's settings, and the sites that it trains on."""
   config = base.copy_and_resolve_references()
-  known = set(_flat(config))
   for name in entry:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f"did you mean {near[0]!r}?" if near else "see configs/default.py"
-      raise ValueError(f"{where}: there is no setting {name!r}; {hint}")
     if name in _OWN:
       raise ValueError(f"{where}: {name} is the sweep's own to set")
-  try:
-    config.update_from_flattened_dict(entry)
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"{where}: {error}") from error
+  overrides.override(config, entry, where)
   config.harvest.sites = settings.trained_sites(config)
   return config
 
@@ -179,21 +171,10 @@ def _stream(config: Config) -> dict[str, Any]:
   """The settings that all members of a run share."""
   return {
     key: value
-    for key, value in _flat(config).items()
+    for key, value in overrides.flat(config).items()
     if key not in (*_OF_MEMBERS, *_OWN)
     and (key == _OF_STREAM or not key.startswith("recipe."))
   }
-
-
-def _flat(config: Config, before: str = "") -> dict[str, Any]:
-  """Every setting by its dotted name."""
-  found = {}
-  for name, value in config.items():
-    if isinstance(value, Config):
-      found |= _flat(value, f"{before}{name}.")
-    else:
-      found[before + name] = value
-  return found
 
 
 def _parts(members: list[Recipe], latents: int) -> list[list[Recipe]]:

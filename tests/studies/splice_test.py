@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from gemmascope_jax import parallel
 from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.experiment import settings
 from gemmascope_jax.gemma import on_mesh
@@ -56,22 +57,26 @@ def test_a_model_in_parts(config):
 
 
 @pytest.mark.parametrize(
-  ("count", "rows", "shapes"),
+  ("count", "ways", "shapes"),
   [
-    (16, 8, [8, 8]),
-    (11, 8, [8, 8]),
-    (8, 8, [8]),
-    (5, 8, [8]),
-    (3, 8, [4]),
-    (2, 6, [2]),
-    (5, 6, [6]),
-    (1, 8, [1]),
-    (0, 8, []),
+    (16, 1, [8, 8]),
+    (11, 1, [8, 8]),
+    (8, 1, [8]),
+    (5, 1, [5]),
+    (1, 1, [1]),
+    (0, 1, []),
+    (5, 2, [6]),
+    (3, 4, [4]),
+    (5, 4, [8]),
+    (9, 4, [8, 8]),
   ],
 )
-def test_batches_have_one_shape_and_little_padding(count, rows, shapes):
+def test_batches_have_one_shape_and_little_padding(count, ways, shapes):
+  params = (
+    {} if ways == 1 else on_mesh.Params({}, parallel.make_mesh({"data": ways}))
+  )
   tokens = np.arange(1, 3 * count + 1).reshape(count, 3)
-  found = splice.batches(tokens, rows, 0)
+  found = splice.batches(params, tokens, 8, 0)
   assert [len(each) for each in found] == shapes
   together = np.concatenate([*found, tokens[:0]])
   np.testing.assert_array_equal(together[:count], tokens)

@@ -78,7 +78,7 @@ def flips(
     ]
   )
   found = []
-  batches = splice.batches(tokens, batch, policy.pad_id)
+  batches = splice.batches(lm.params, tokens, batch, policy.pad_id)
   for number, part in enumerate(
     tqdm.tqdm(
       batches,

@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 _ROOT = pathlib.Path(__file__).parents[3]
 
 
@@ -44,8 +46,22 @@ def test_gemma_2_2b_simulated_with_a_page(tmp_path):
   assert "Plan of runs/gemma-2-2b/res.12_65k" in page.read_text()
 
 
-def test_errors_are_short():
-  found = run("--config=configs/quickstart.py", "--servers=3")
+def test_free_storage_is_never_as_dear_as_making_again():
+  found = run("--config=configs/quickstart.py", "--tib_month_dollars=0")
+  assert found.returncode == 0, found.stderr
+  assert "never equal, as storing is free" in found.stdout
+
+
+@pytest.mark.parametrize(
+  ("flag", "said"),
+  [
+    ("--servers=3", "--servers does nothing without --simulate"),
+    ("--peak_tflops=-5", "--peak_tflops=-5.0: expected 0 or more"),
+    ("--device_dollars=nan", "--device_dollars=nan: expected 0 or more"),
+  ],
+)
+def test_errors_are_short(flag, said):
+  found = run("--config=configs/quickstart.py", flag)
   assert found.returncode == 1
-  assert "--servers does nothing without --simulate" in found.stderr
+  assert said in found.stderr
   assert "Traceback" not in found.stderr
