@@ -27,9 +27,11 @@ _PEAK = flags.DEFINE_float(
   "peak_tflops", 0.0, "Of another accelerator, at the config's precision."
 )
 _DOLLARS = flags.DEFINE_float(
-  "device_dollars", 0.0, "Of an hour of one; 0: that of the table."
+  "device_dollars", None, "Of an hour of one; default: that of the table."
 )
-_DEVICES = flags.DEFINE_integer("devices", 1, "Of a harvest, or a trainer.")
+_DEVICES = flags.DEFINE_integer(
+  "devices", 0, "Of a harvest, or a trainer; 0: those of the config's mesh."
+)
 _UTILISATION = flags.DEFINE_float(
   "utilisation", accelerators.UTILISATION, "Share of the peak, in training."
 )
@@ -76,22 +78,22 @@ _SEED = flags.DEFINE_integer("seed", 0, "Simulated: of what is drawn.")
 _PAGE = flags.DEFINE_string("page", None, "HTML file to write, with figures.")
 
 
-def _machine() -> costs.Machine:
+def _machine(config) -> costs.Machine:
   chip = accelerators.find(_ACCELERATOR.value)
   changed = {}
   for given in (_PEAK, _DOLLARS):
-    if not 0 <= given.value < math.inf:
+    if not 0 <= (given.value or 0) < math.inf:
       raise ValueError(
         f"--{given.name}={given.value}: expected 0 or more, and finite"
       )
   if _PEAK.value:
     changed["peaks"] = dict.fromkeys(chip.peaks, _PEAK.value * 1e12)
     changed["name"] = f"accelerator of {_PEAK.value:g} TFLOP/s"
-  if _DOLLARS.value:
+  if _DOLLARS.value is not None:
     changed["dollars"] = _DOLLARS.value
   return costs.Machine(
     dataclasses.replace(chip, **changed),
-    _DEVICES.value,
+    _DEVICES.value or config.mesh.data * config.mesh.model,
     _UTILISATION.value,
     _FORWARD.value,
     _DISK.value,
@@ -106,7 +108,7 @@ def main(config) -> None:
   simulated = (*simulated, _SLOWER, _SEED)
   if not _SIMULATE.value:
     _binary.refuse("without --simulate", *simulated)
-  machine = _machine()
+  machine = _machine(config)
   scenario = prediction.Scenario(
     _TRAINERS.value,
     _SERVICES.value,
@@ -114,6 +116,11 @@ def main(config) -> None:
   )
   made = plan.make(config, machine, _MODEL.value, max(scenario.shares))
   found = None
+  if _SIMULATE.value and made.runs[0].is_live:
+    raise ValueError(
+      'data.source is "live": a trainer makes its own activations, and there are'
+      " no servers to simulate"
+    )
   if _SIMULATE.value:
     found = prediction.predict(made.runs[0], machine, scenario)
   print("\n\n".join(map(tables.text, tables.tables(made, found))))

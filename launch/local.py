@@ -43,7 +43,7 @@ def main(argv) -> None:
   try:
     planned = runs.plan(_BINARY.value, _CONFIG.value, _ROOT.value, _RUN.value)
     failed = queue.failures(planned, _JOBS.value, _PROCESSES.value)
-  except ValueError as error:
+  except (ValueError, FileNotFoundError) as error:
     sys.exit(f"error: {error}")
   if failed:
     print(

@@ -44,12 +44,12 @@ def main(argv) -> None:
   try:
     cluster = templates.Cluster(**{flag.name: flag.value for flag in _CLUSTER})
     text = templates.render(_TEMPLATE.value, cluster, _CONFIG.value, _SET.value)
-  except ValueError as error:
+    if _OUT.value != "-":
+      pathlib.Path(_OUT.value).write_text(text, encoding="utf-8")
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
   if _OUT.value == "-":
     sys.stdout.write(text)
-  else:
-    pathlib.Path(_OUT.value).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -12,6 +13,9 @@ import sys
 from typing import Any
 
 from gemmascope_jax import artifacts
+from gemmascope_jax.experiment import overrides
+from launch import arguments
+from launch.sweeps import reading
 
 _DONE = "done.json"
 _FAILED = "failed.json"
@@ -31,11 +35,11 @@ class Run:
 
   @property
   def is_done(self) -> bool:
-    """Whether it finished, with this very command."""
+    """Whether it finished, with this very command, by whatever Python."""
     path = self.folder / _DONE
     if not path.exists():
       return False
-    return artifacts.read_json(path)["command"] == list(self.command)
+    return artifacts.read_json(path)["command"][1:] == list(self.command)[1:]
 
   @property
   def failure(self) -> dict[str, Any] | None:
@@ -69,19 +73,34 @@ def absolute(root: str) -> str:
 def plan(binary: str, config: str, root: str, settings: list[str]) -> list[Run]:
   """The queue of `--run` settings.
 
+  Args:
+    binary: module in experiments/.
+    config: file, as `--config` takes it.
+    root: folder of all runs.
+    settings: of each run, as "key=value key=value"; "": the config as it is.
+
   Raises:
-    ValueError: no run, one that is not key=value, or the same run twice.
+    FileNotFoundError: no such config.
+    ValueError: no such binary; no run, one that is not key=value or sets what
+      the config lacks, or the same run twice.
   """
   if not settings:
     raise ValueError("nothing to run: give at least one --run='key=value ...'")
+  if importlib.util.find_spec(f"experiments.{binary}") is None:
+    raise ValueError(f"--binary={binary}: there is no experiments/{binary}.py")
+  base = reading.config(config)
   runs, root = [], absolute(root)
   for setting in settings:
-    pairs = shlex.split(setting)
+    flag = f"--run={setting!r}"
+    try:
+      pairs = shlex.split(setting)
+    except ValueError as error:
+      raise ValueError(f"{flag}: {error}") from error
+    arguments.require_settings(flag, pairs, ("workdir",))
     for pair in pairs:
-      if not re.fullmatch(r"[\w.]+=.*", pair, re.S):
-        raise ValueError(f"--run={setting!r}: {pair!r} is not key=value")
-    slug = re.sub(r"[^\w.=-]+", "_", "_".join(pairs))[:80]
-    digest = hashlib.sha256(setting.encode()).hexdigest()[:6]
+      overrides.require(base, pair.partition("=")[0], flag)
+    slug = re.sub(r"[^\w.=-]+", "_", "_".join(pairs))[:80] or "as_it_is"
+    digest = hashlib.sha256(shlex.join(pairs).encode()).hexdigest()[:6]
     folder = pathlib.Path(root) / f"{slug}_{digest}"
     command = (
       sys.executable,

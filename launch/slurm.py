@@ -91,7 +91,7 @@ def _stages() -> dict[str, list[runs.Run]]:
   if _CONFIG.value or _RUN.value:
     raise ValueError("--sweep names its config and runs: leave those out")
   sweep = reading.sweep(_SWEEP.value)
-  plan = planning.make(sweep, state.harvests(root, sweep.config))
+  plan = planning.make(sweep, state.kept(root, sweep.config))
   if not _DRY_RUN.value:
     state.remember(root, plan)
   harvests, groups = plan.runs(root)

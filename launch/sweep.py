@@ -43,7 +43,7 @@ def main(argv) -> None:
   arguments.require_flags_only(argv)
   try:
     sweep = reading.sweep(_SWEEP.value)
-    kept = state.harvests(_ROOT.value, sweep.config)
+    kept = state.kept(_ROOT.value, sweep.config)
     plan = planning.make(sweep, kept)
   except (FileNotFoundError, ValueError) as error:
     sys.exit(f"error: {error}")

@@ -22,6 +22,15 @@ def flat(config: Config, before: str = "") -> dict[str, Any]:
   return found
 
 
+def require(config: Config, name: str, where: str) -> None:
+  """Raises `ValueError`, which begins with `where`, if there is no setting."""
+  known = flat(config)
+  if name not in known:
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "see configs/default.py"
+    raise ValueError(f"{where}: there is no setting {name!r}; {hint}")
+
+
 def override(config: Config, values: Mapping[str, Any], where: str) -> None:
   """Changes settings of a config in place.
 
@@ -33,12 +42,8 @@ def override(config: Config, values: Mapping[str, Any], where: str) -> None:
   Raises:
     ValueError: a setting that does not exist, or has another type.
   """
-  known = flat(config)
   for name in values:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f"did you mean {near[0]!r}?" if near else "see configs/default.py"
-      raise ValueError(f"{where}: there is no setting {name!r}; {hint}")
+    require(config, name, where)
   try:
     config.update_from_flattened_dict(values)
   except (TypeError, ValueError) as error:

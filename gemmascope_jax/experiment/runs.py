@@ -22,9 +22,14 @@ def runs(config: Config) -> dict[str, Config]:
   """A whole config for each run, by name; {"": config} if it names none.
 
   Raises:
-    ValueError: a run without a name of its own that can be a folder's, or with
-      a setting that does not exist or has another type.
+    ValueError: no config of SAEs; a run without a name of its own that can be a
+      folder's, or with a setting that does not exist or has another type.
   """
+  if "runs" not in config:
+    raise ValueError(
+      "this is no config of SAEs: expected one with all that configs/default.py"
+      " has"
+    )
   if not config.runs:
     return {"": config}
   found: dict[str, Config] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ def check(config: Config) -> None:
     ValueError: names the setting and what it should be.
   """
   _check_sites(config)
+  _check_dtype(config)
   for recipe in recipes(config):
     units.check(recipe, config.train.target_site or None)
   if not sources(config):
@@ -92,8 +94,9 @@ def _check_sites(config: Config) -> None:
   trained, harvested = trained_sites(config), config.harvest.sites
   if not harvested:
     raise ValueError("harvest.sites is empty: name at least one, as 'res.12'")
+  lm = architecture(config)
   for name in (*harvested, *trained):
-    sites.parse(name)
+    sites.check(lm, name) if lm else sites.parse(name)
   target = config.train.target_site
   where = f"train.site is {config.train.site}"
   if target:
@@ -108,6 +111,22 @@ def _check_sites(config: Config) -> None:
     raise ValueError(f"{where}: expected each site once")
   if target and len(trained) > 2:
     raise ValueError(f"{where}: expected one site for a transcoder to read")
+
+
+def _check_dtype(config: Config) -> None:
+  if config.lm.dtype not in _DTYPES:
+    raise ValueError(
+      f"lm.dtype is {config.lm.dtype!r}; expected one of {', '.join(_DTYPES)}"
+    )
+
+
+def architecture(config: Config) -> gemma.GemmaConfig | None:
+  """The model that `lm.source` ends with the name of; None if there is none.
+
+  Nothing is read.
+  """
+  name = re.split(r"[/\\]", config.lm.source.rstrip("/"))[-1]
+  return gemma.PRESETS.get("gemma-3-270m" if name == "demo" else name)
 
 
 def input_sites(config: Config) -> tuple[str, ...]:
@@ -146,10 +165,7 @@ def load_lm(
   its own, for work that they divide; with `one_copy` they share one, and every
   call of the model is made by all.
   """
-  if config.lm.dtype not in _DTYPES:
-    raise ValueError(
-      f"lm.dtype is {config.lm.dtype!r}; expected one of {', '.join(_DTYPES)}"
-    )
+  _check_dtype(config)
   layers = None
   if names is not None:
     layers = 1 + max(sites.parse(name).layer for name in names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
+import threading
 
 import jax
 
@@ -12,6 +14,7 @@ from gemmascope_jax.parallel import last_words, processes
 AUTO, ON, OFF = "auto", "on", "off"
 _NOBODY = "coordinator_address should be defined"  # what JAX says alone
 _START_S = 300
+_QUIET_S = 5  # then it says what it waits for
 _LOST = re.compile(
   r"Gloo|NCCL|connection (closed|reset) by peer|UNAVAILABLE|socket closed"
   r"|coordination (service|agent)|tasks? (is|are) unhealthy|heartbeat",
@@ -43,15 +46,23 @@ def start(how: str = AUTO, peer_timeout_s: int = 60) -> str:
   if peer_timeout_s < 1:
     raise ValueError(f"--peer_timeout={peer_timeout_s}: expected 1 or more (s)")
   found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", how)
-  explicit = found is not None and int(found[3]) < int(found[2])
+  explicit = (
+    found is not None
+    and int(found[3]) < int(found[2])
+    and 0 < int(found[1].rpartition(":")[2]) < 2**16
+  )
   if not explicit and how not in (AUTO, ON, OFF):
     raise ValueError(
       f"--distributed={how!r}: expected auto, on, off, or HOST:PORT,COUNT,INDEX"
-      " as in 10.0.0.1:1234,4,0, with INDEX below COUNT"
+      " as in 10.0.0.1:1234,4,0, with PORT below 65536 and INDEX below COUNT"
     )
   if how == OFF:
     return ""
   where = (found[1], int(found[2]), int(found[3])) if explicit else ()
+  waits = threading.Timer(
+    _QUIET_S, print, (_waiting(where),), {"file": sys.stderr}
+  )
+  waits.start()
   try:
     jax.distributed.initialize(
       *where,
@@ -75,6 +86,8 @@ def start(how: str = AUTO, peer_timeout_s: int = 60) -> str:
       f" joined: {error}\nAll have to be started within {_START_S} s, and to"
       " reach the first one's port; --distributed=off runs this one alone"
     ) from error
+  finally:
+    waits.cancel()
   if jax.process_count() == 1:
     return ""
   processes.meet()
@@ -91,6 +104,14 @@ def start(how: str = AUTO, peer_timeout_s: int = 60) -> str:
     f" {jax.default_backend()} devices here, {jax.device_count()} in all; if"
     f" one is lost, all end within {peer_timeout_s} s"
   )
+
+
+def _waiting(where: tuple[str, int, int] | tuple[()]) -> str:
+  """What a process says that the others keep waiting."""
+  others = "the other processes"
+  if where:
+    others += f" of {where[1]}, to meet at {where[0]} (this is {where[2]})"
+  return f"waiting up to {_START_S} s for {others}"
 
 
 def lost_peer(error: BaseException) -> str | None:

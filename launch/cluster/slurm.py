@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import shlex
@@ -64,10 +65,10 @@ class Resources:
     for name in ("gpus_per_node", "mem_gb"):
       if getattr(self, name) < 0:
         raise ValueError(f"--{name}={getattr(self, name)}: expected 0 or more")
-    if self.hours * 3600 <= 2 * self.save_s:
+    if not 2 * self.save_s < self.hours * 3600 < math.inf:
       raise ValueError(
         f"--hours={self.hours:g}: expected more than twice the {self.save_s} s"
-        " that saving may take (--save_s)"
+        " that saving may take (--save_s), and finite"
       )
 
   @property

@@ -9,9 +9,14 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from launch import arguments
+
 NAMES = ("jobset", "skypilot")
 _FOLDER = pathlib.Path(__file__).parent.parent / "templates"
 _PLACE = re.compile(r"\{\{([\w:]+)\}\}")
+# Set by the templates: where all is, and how it is divided and served.
+_OWN = ("workdir", "harvest.root", "data.source", "mesh.data", "mesh.model")
+_PLAIN = re.compile(r"[\w.:/@-]*")  # needs no quotes in YAML
 _DNS = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _PORT = 8476  # of the first process, for JAX
 _STORES = {"s3": "s3fs", "gcs": "gcsfs"}  # SkyPilot's word -> fsspec's package
@@ -62,6 +67,12 @@ class Cluster:
         "expected --accelerator, as the cluster calls it: nvidia-h100-80gb or"
         " tpu-v5-lite-podslice on GKE, H100 for SkyPilot"
       )
+    for field in ("image", "volume", "accelerator"):
+      if not _PLAIN.fullmatch(getattr(self, field)):
+        raise ValueError(
+          f"--{field}={getattr(self, field)!r}: expected letters, digits and"
+          " . : / @ _ - only"
+        )
     for field in ("chips", "hosts", "servers", "model"):
       if getattr(self, field) < 1:
         raise ValueError(
@@ -110,9 +121,10 @@ def render(
     raise ValueError(
       f"--template={template!r}: expected one of {', '.join(NAMES)}"
     )
+  arguments.require_settings("--set", overrides, _OWN)
   for override in overrides:
-    if not re.fullmatch(r"[\w.]+=.*", override):
-      raise ValueError(f"--set={override!r}: expected key=value, on one line")
+    if "\n" in override:
+      raise ValueError(f"--set={override!r}: expected one line")
   values = _jobset(cluster) if template == "jobset" else _skypilot(cluster)
   root = "/data/stores"
   if template == "skypilot":
@@ -178,6 +190,11 @@ def _skypilot(cluster: Cluster) -> dict[str, object]:
   if store not in _STORES or not bucket or "/" in bucket:
     raise ValueError(
       f"--bucket={cluster.bucket!r}: expected gs://NAME or s3://NAME"
+    )
+  if cluster.is_tpu:
+    raise ValueError(
+      f"--accelerator={cluster.accelerator}: this pipeline installs JAX for"
+      " GPUs; TPUs: JobSet"
     )
   if cluster.hosts > 1 or cluster.servers > 1:
     raise ValueError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -136,18 +135,22 @@ def model(config: Config, name: str = "") -> GemmaConfig:
     name: of the architecture, if it does not.
 
   Raises:
-    ValueError: neither tells.
+    ValueError: neither tells, or they differ.
   """
-  source = config.lm.source
-  found = name or re.split(r"[/\\]", source.rstrip("/"))[-1]
-  if found == "demo":
-    found = "gemma-3-270m"
-  if found not in PRESETS:
+  if name and name not in PRESETS:
+    raise ValueError(f"--model={name}: expected one of {', '.join(PRESETS)}")
+  found = settings.architecture(config)
+  if not found and not name:
     raise ValueError(
-      f"lm.source is {source!r}, which is no known architecture: give --model,"
-      f" one of {', '.join(PRESETS)}"
+      f"lm.source is {config.lm.source!r}, which is no known architecture: give"
+      f" --model, one of {', '.join(PRESETS)}"
     )
-  return preset(found)
+  if found and name and found.name != name:
+    raise ValueError(
+      f"--model={name}, but lm.source is {config.lm.source!r}: leave --model out,"
+      f" or give --config.lm.source={name}"
+    )
+  return found or preset(name)
 
 
 def harvest(config: Config, lm: GemmaConfig, machine: Machine) -> Harvest:

@@ -18,7 +18,11 @@ def draw(plan: Plan, prediction: Prediction | None = None) -> Any:
     plan: for the panels of money and of servers.
     prediction: for those of the simulation, if there is one.
   """
-  stored = [made for made in plan.harvests if made.bytes]
+  stored = [
+    made
+    for made in plan.harvests
+    if made.bytes and 0 < feeding.break_even_days(made, plan.machine) < math.inf
+  ]
   panels = [_servers]
   if stored:
     panels.insert(0, lambda axes, plan, _: _money(axes, plan, stored[0]))

@@ -29,6 +29,11 @@ class Run:
   members: tuple[costs.Training, ...]
   feeding: feeding.Feeding
 
+  @property
+  def is_live(self) -> bool:
+    """Whether it makes its activations itself, and reads none."""
+    return self.config.data.source == "live"
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -37,8 +37,8 @@ def tables(plan: Plan, prediction: Prediction | None = None) -> list[Table]:
     plan: what to show.
     prediction: of its first run, if it was simulated.
   """
-  found = [_machine(plan), *_harvests(plan), _training(plan), _feeding(plan)]
-  found += _storing(plan)
+  found = [_machine(plan), *_harvests(plan), _training(plan)]
+  found += [*_feeding(plan), *_storing(plan)]
   if prediction is not None:
     found.append(_prediction(prediction))
   return [*found, _paper()]
@@ -180,9 +180,11 @@ def _all_hours(plan: Plan) -> str:
   return f"{_digits(plan.device_hours)} (${dollars:,.0f})"
 
 
-def _feeding(plan: Plan) -> Table:
+def _feeding(plan: Plan) -> list[Table]:
   rows, notes = [], []
   for run in plan.runs:
+    if run.is_live:
+      continue
     fed = run.feeding
     rows.append(
       (
@@ -198,12 +200,9 @@ def _feeding(plan: Plan) -> Table:
     if not fed.enough:
       notes.append(_too_slow(run, plan))
   head = ("trainer", "ms a step", "batch", "reads, GiB/s")
-  return Table(
-    "Reading: what keeps trainers from waiting",
-    (*head, "trainers of a site", "sent, GiB/s", "servers"),
-    tuple(rows),
-    tuple(notes),
-  )
+  head += ("trainers of a site", "sent, GiB/s", "servers")
+  title = "Reading: what keeps trainers from waiting"
+  return [Table(title, head, tuple(rows), tuple(notes))] if rows else []
 
 
 def _too_slow(run: Run, plan: Plan) -> str:
@@ -225,12 +224,13 @@ def _storing(plan: Plan) -> list[Table]:
     rows = [("making the activations once more", f"${again:,.0f}", "1")]
     for days in (10, 30, 100):
       stored = feeding.storing_dollars(made, plan.machine, days)
-      rows.append(
-        (f"storing for {days} days", f"${stored:,.0f}", f"{stored / again:.2g}")
-      )
+      ratio = f"{stored / again:.2g}" if again else "-"
+      rows.append((f"storing for {days} days", f"${stored:,.0f}", ratio))
     days = feeding.break_even_days(made, plan.machine)
-    free = "never equal, as storing is free"
-    equal = f"equal after {days:,.0f} days" if days < math.inf else free
+    equal = f"equal after {days:,.0f} days"
+    if not 0 < days < math.inf:
+      free = "making them" if days == 0 else "storing"
+      equal = f"never equal, as {free} is free"
     found.append(
       Table(
         "Store or make again",

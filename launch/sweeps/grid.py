@@ -14,7 +14,15 @@ Overrides = dict[str, Any]
 
 
 def axis(name: str, values: Iterable[Any]) -> list[Overrides]:
-  """One setting's values: `axis("recipe.width", (4096, 8192))`."""
+  """One setting's values: `axis("recipe.width", (4096, 8192))`.
+
+  Raises:
+    ValueError: a single value.
+  """
+  if isinstance(values, str) or not isinstance(values, Iterable):
+    raise ValueError(
+      f"the values of {name} are {values!r}; expected several, as ({values!r},)"
+    )
   return [{name: value} for value in values]
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemmascope_jax.experiment import overrides, settings
+from gemmascope_jax.experiment import runs as experiment_runs
 from gemmascope_jax.sae.config import Recipe
 from launch.runs import Run, absolute
 from launch.sweeps import harvests as harvesting
@@ -63,6 +65,22 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kept:
+  """What earlier commands planned in the same folder: it stays where it is.
+
+  Attributes:
+    harvests: that were planned, or made.
+    members: recipes by the run's name, in its order; of entries that are gone,
+      too.
+  """
+
+  harvests: tuple[Harvest, ...] = ()
+  members: Mapping[str, tuple[Recipe, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
   """All runs of a sweep.
 
@@ -106,7 +124,7 @@ class Plan:
     return Run(folder, tuple(command))
 
 
-def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
+def make(sweep: Sweep, kept: Kept | None = None) -> Plan:
   """Groups a sweep's entries.
 
   An entry without settings of sparsity stands for as many SAEs as the config
@@ -114,7 +132,8 @@ def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
 
   Args:
     sweep: what to plan.
-    kept: see `harvests.share`.
+    kept: of earlier commands: an SAE stays in its run, and a site is not
+      harvested again, whatever the sweep comes to hold.
 
   Raises:
     FileNotFoundError: no such config.
@@ -124,6 +143,12 @@ def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
   if not sweep.entries:
     raise ValueError(f"the sweep of {sweep.config} is empty")
   base = reading.config(sweep.config)
+  if names := [name for name in experiment_runs.runs(base) if name]:
+    raise ValueError(
+      f"{sweep.config} has runs of its own ({', '.join(names)}), and so would"
+      " each entry: expected a config without, and the runs as entries"
+    )
+  kept = kept or Kept()
   streams: dict[str, tuple[Config, list[Recipe]]] = {}
   for number, entry in enumerate(sweep.entries):
     where = f"entry {number}, {entry!r}"
@@ -139,7 +164,7 @@ def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
         raise ValueError(f"{where}: the same SAE comes twice in the sweep")
       members.append(recipe)
   shared = harvesting.share(
-    [config for config, _ in streams.values()], base, kept
+    [config for config, _ in streams.values()], base, kept.harvests
   )
   before = _stream(base)
   groups: list[Group] = []
@@ -148,10 +173,10 @@ def make(sweep: Sweep, kept: Sequence[Harvest] = ()) -> Plan:
     changed = {k: v for k, v in _stream(config).items() if v != before[k]}
     if harvest is not None:
       changed |= harvest.overrides
-    for number, recipes in enumerate(_parts(members, sweep.latents_per_run)):
-      part = f"{name}-part{number + 1}" if number else name
-      overrides = changed | _members(base, changed, recipes)
-      groups.append(Group(part, config, tuple(recipes), overrides, harvest))
+    parts = _parts(name, members, sweep.latents_per_run, kept.members)
+    for part, recipes in parts.items():
+      differs = changed | _members(base, changed, recipes)
+      groups.append(Group(part, config, tuple(recipes), differs, harvest))
   once = {each.name: each for each in shared if each is not None}
   return Plan(sweep, tuple(once.values()), tuple(groups))
 
@@ -177,15 +202,35 @@ def _stream(config: Config) -> dict[str, Any]:
   }
 
 
-def _parts(members: list[Recipe], latents: int) -> list[list[Recipe]]:
-  """In order, as many members a part as have so many latents together."""
-  parts: list[list[Recipe]] = [[]]
+def _parts(
+  name: str,
+  members: Sequence[Recipe],
+  latents: int,
+  kept: Mapping[str, Sequence[Recipe]],
+) -> dict[str, list[Recipe]]:
+  """The runs of one stream, by name, with their members.
+
+  Those that were in a run stay in it, at their places; others come after, as
+  many a run as have so many latents together.
+  """
+  nth = lambda number: f"{name}-part{number}" if number > 1 else name
+  last, parts = 1, {}
+  for number in itertools.count(1):
+    if nth(number) not in kept:
+      break
+    last = number
+    parts[nth(number)] = [each for each in kept[nth(number)] if each in members]
+  placed = [each for part in parts.values() for each in part]
   for recipe in members:
-    together = sum(each.width for each in parts[-1]) + recipe.width
-    if latents and parts[-1] and together > latents:
-      parts.append([])
-    parts[-1].append(recipe)
-  return parts
+    if recipe in placed:
+      continue
+    part = parts.setdefault(nth(last), [])
+    together = sum(each.width for each in part) + recipe.width
+    if latents and part and together > latents:
+      last += 1
+      part = parts.setdefault(nth(last), [])
+    part.append(recipe)
+  return {run: recipes for run, recipes in parts.items() if recipes}
 
 
 def _members(

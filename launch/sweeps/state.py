@@ -6,9 +6,10 @@ import dataclasses
 import pathlib
 
 from gemmascope_jax import artifacts
+from gemmascope_jax.sae.config import Recipe
 from launch.runs import Run
 from launch.sweeps.harvests import Harvest
-from launch.sweeps.plan import Plan
+from launch.sweeps.plan import Kept, Plan
 
 _FILE = "sweep.json"
 _FORMAT = 1
@@ -17,17 +18,29 @@ _FORMAT = 1
 def remember(root: str, plan: Plan) -> None:
   """Writes what was planned, for later commands and for people.
 
+  What earlier commands planned is kept in it, though its entries be gone.
+
   Args:
     root: the folder of the whole sweep.
     plan: with all its runs.
   """
+  before = kept(root, plan.sweep.config)
+  named = {each.name: each for each in (*before.harvests, *plan.harvests)}
+  members = {name: list(recipes) for name, recipes in before.members.items()}
+  for group in plan.groups:
+    there = members.setdefault(group.name, [])
+    there += [each for each in group.recipes if each not in there]
   artifacts.write_json(
     pathlib.Path(root) / _FILE,
     {
       "format": _FORMAT,
       "config": plan.sweep.config,
       "entries": plan.sweep.entries,
-      "harvests": [dataclasses.asdict(each) for each in plan.harvests],
+      "harvests": [dataclasses.asdict(each) for each in named.values()],
+      "members": {
+        name: [dataclasses.asdict(each) for each in recipes]
+        for name, recipes in members.items()
+      },
       "groups": [
         {
           "name": group.name,
@@ -40,8 +53,8 @@ def remember(root: str, plan: Plan) -> None:
   )
 
 
-def harvests(root: str, config: str) -> list[Harvest]:
-  """The harvests of an earlier command in the same folder.
+def kept(root: str, config: str) -> Kept:
+  """What earlier commands planned in the same folder.
 
   Args:
     root: the folder of the whole sweep.
@@ -52,7 +65,7 @@ def harvests(root: str, config: str) -> list[Harvest]:
   """
   path = pathlib.Path(root) / _FILE
   if not path.exists():
-    return []
+    return Kept()
   found = artifacts.read_json(path)
   if found["config"] != config:
     raise ValueError(
@@ -60,15 +73,21 @@ def harvests(root: str, config: str) -> list[Harvest]:
       " another --root"
     )
   tuples = lambda value: tuple(value) if isinstance(value, list) else value
-  return [
-    Harvest(
-      each["name"],
-      tuple(each["sites"]),
-      each["rows"],
-      {name: tuples(value) for name, value in each["overrides"].items()},
-    )
-    for each in found["harvests"]
-  ]
+  return Kept(
+    tuple(
+      Harvest(
+        each["name"],
+        tuple(each["sites"]),
+        each["rows"],
+        {name: tuples(value) for name, value in each["overrides"].items()},
+      )
+      for each in found["harvests"]
+    ),
+    {
+      name: tuple(map(Recipe.from_dict, recipes))
+      for name, recipes in found.get("members", {}).items()
+    },
+  )
 
 
 def table(plan: Plan, root: str) -> str:

@@ -39,7 +39,7 @@ def test_an_unquoted_setting_is_not_dropped(module, given, tmp_path):
 
 
 def test_a_relative_root_names_the_same_runs(tmp_path):
-  made = plan.make(reading.sweep(str(ROOT / SWEEP)), ())
+  made = plan.make(reading.sweep(str(ROOT / SWEEP)))
   harvests, groups = made.runs(str(tmp_path / "r"))
   for run in (*harvests, *groups):
     run.folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Templates: what they render to is valid, and its commands are ours."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -37,6 +38,7 @@ _TPU = templates.Cluster(
 _SKY = templates.Cluster(
   name="gemma-2b", bucket="gs://mine", accelerator="H100", chips=8, model=4
 )
+_TPU_IN_SKY = dataclasses.replace(_SKY, accelerator="tpu-v5e-8")
 _CONFIG = "configs/gemma2_2b.py:res.12,16k"
 _SET = ('train.members=({"width": 512},)', "lm.dtype=bfloat16")
 
@@ -167,6 +169,7 @@ def test_every_command_is_one_that_our_binaries_take(tmp_path, monkeypatch):
     ({"hosts": 0}, "--hosts=0: expected at least 1"),
     ({"model": 3}, "--model=3: expected a divisor of the 16 devices"),
     ({"topology": "2x2"}, "has 4 chips, but 2 hosts with 8 each have 16"),
+    ({"image": "a: b"}, "--image='a: b': expected letters, digits"),
     ({"topology": "big"}, "--topology='big': expected such as 4x4"),
   ],
 )
@@ -180,14 +183,19 @@ def test_clusters_that_make_no_sense(values, match):
   [
     ("helm", _GPU, "expected one of jobset, skypilot"),
     ("jobset", _SKY, "expected --image"),
+    ("skypilot", _TPU_IN_SKY, "TPUs: JobSet"),
     ("skypilot", _GPU, "--bucket='': expected gs://NAME or s3://NAME"),
   ],
 )
 def test_what_is_missing_is_named(template, cluster, match):
   with pytest.raises(ValueError, match=match):
     templates.render(template, cluster, _CONFIG)
-  with pytest.raises(ValueError, match="expected key=value"):
+  with pytest.raises(ValueError, match="'train' is not key=value"):
     templates.render("jobset", _GPU, _CONFIG, ["train"])
+  with pytest.raises(ValueError, match=r"mesh.model is the launcher's own"):
+    templates.render("jobset", _GPU, _CONFIG, ["mesh.model=2"])
+  with pytest.raises(ValueError, match="expected one line"):
+    templates.render("jobset", _GPU, _CONFIG, ["seed=\n2"])
 
 
 def test_the_dockerfile_copies_what_there_is(monkeypatch):

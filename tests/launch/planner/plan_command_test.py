@@ -25,6 +25,7 @@ def test_quickstart():
   assert "gemma-3-270m" in found.stdout
   assert "Live: the model runs while training" in found.stdout
   assert "Store or make again" not in found.stdout
+  assert "servers" not in found.stdout
   assert "activations of one site of 9B" in found.stdout
 
 
@@ -46,10 +47,17 @@ def test_gemma_2_2b_simulated_with_a_page(tmp_path):
   assert "Plan of runs/gemma-2-2b/res.12_65k" in page.read_text()
 
 
-def test_free_storage_is_never_as_dear_as_making_again():
-  found = run("--config=configs/quickstart.py", "--tib_month_dollars=0")
+@pytest.mark.parametrize(
+  ("price", "free"),
+  [("tib_month_dollars", "storing"), ("device_dollars", "making them")],
+)
+def test_what_is_free_is_never_as_dear(price, free, tmp_path):
+  mesh = ("--config.mesh.data=2", "--config.mesh.model=3")
+  page = f"--page={tmp_path / 'plan.html'}"
+  found = run("--config=configs/quickstart.py", f"--{price}=0", *mesh, page)
   assert found.returncode == 0, found.stderr
-  assert "never equal, as storing is free" in found.stdout
+  assert f"never equal, as {free} is free" in found.stdout
+  assert "6 x h100" in found.stdout  # those of the mesh
 
 
 @pytest.mark.parametrize(
@@ -57,11 +65,26 @@ def test_free_storage_is_never_as_dear_as_making_again():
   [
     ("--servers=3", "--servers does nothing without --simulate"),
     ("--peak_tflops=-5", "--peak_tflops=-5.0: expected 0 or more"),
+    (
+      "--simulate --config.data.source=live",
+      'data.source is "live": a trainer makes its own activations',
+    ),
+    ("--model=gpt2", "--model=gpt2: expected one of gemma-2-2b"),
+    (
+      "--model=gemma-2-2b",
+      "--model=gemma-2-2b, but lm.source is 'demo': leave --model out",
+    ),
+    ("--config.lm.dtype=foo", "lm.dtype is 'foo'; expected one of float32"),
+    (
+      "--config.train.site=res.18",
+      "site res.18: gemma-3-270m has layers 0..17",
+    ),
+    ("--config=configs/finetune.py", "this is no config of SAEs"),
     ("--device_dollars=nan", "--device_dollars=nan: expected 0 or more"),
   ],
 )
 def test_errors_are_short(flag, said):
-  found = run("--config=configs/quickstart.py", flag)
+  found = run("--config=configs/quickstart.py", *flag.split())
   assert found.returncode == 1
   assert said in found.stderr
   assert "Traceback" not in found.stderr

@@ -13,7 +13,7 @@ from launch.sweeps.reading import Sweep
 _CONFIG = "configs/quickstart.py"
 
 
-def _make(*entries, kept=(), latents=0):
+def _make(*entries, kept=None, latents=0):
   return plan.make(Sweep(_CONFIG, entries, latents), kept)
 
 
@@ -122,7 +122,7 @@ def test_a_sweep_that_grows_keeps_its_runs_and_harvests():
     *entries,
     {"train.site": "res.9"},
     {"train.site": "res.5", "recipe.width": 512},
-    kept=before.harvests,
+    kept=plan.Kept(before.harvests),
   )
   assert after.harvests[0] is before.harvests[0]
   assert after.harvests[1].sites == ("res.9",)
@@ -147,11 +147,48 @@ def test_a_sweep_that_grows_keeps_its_runs_and_harvests():
     ([{"workdir": "x"}], "workdir is the sweep's own"),
     ([{}, {"recipe.width": 4096}], "entry 1.*same SAE comes twice"),
     ([{"train.site": "res"}], "entry 0.*res"),
+    ([{"train.site": "res.99"}], "entry 0.*res.99.*layers 0..17"),
   ],
 )
 def test_errors_name_the_entry(entries, match):
   with pytest.raises(ValueError, match=match):
     _make(*entries)
+
+
+def test_a_config_with_runs_of_its_own_is_refused():
+  with pytest.raises(ValueError, match=r"zoo.py has runs of its own \(.*mlp"):
+    plan.make(Sweep("configs/zoo.py", ({"recipe.seed": 1},)))
+  with pytest.raises(ValueError, match="no config of SAEs"):
+    plan.make(Sweep("configs/finetune.py", ({"recipe.seed": 1},)))
+
+
+@pytest.mark.parametrize(
+  ("code", "match"),
+  [
+    ("CONFIG = 5", "CONFIG is 5; expected the path"),
+    ("LATENTS_PER_RUN = 'abc'", "LATENTS_PER_RUN is 'abc'; expected a whole"),
+    ("LATENTS_PER_RUN = -1", "LATENTS_PER_RUN is -1; expected a whole"),
+    ("LATENT_PER_RUN = 1", "LATENT_PER_RUN: did you mean LATENTS_PER_RUN"),
+    ("get_sweep = lambda: None", r"get_sweep\(\) returned None; expected a"),
+    ("get_sweep = lambda: 1 / 0", "sweep.py, line 3: ZeroDivisionError"),
+    ("import nothing_of_the_kind", "line 3: ModuleNotFoundError: No module"),
+    ("def get_sweep(:", "SyntaxError: .*sweep.py, line 3"),
+    (
+      "from launch.sweeps import grid\ngrid.axis('train.site', 'res.5')",
+      "line 4: the values of train.site are 'res.5'; expected several",
+    ),
+  ],
+)
+def test_code_that_makes_no_sweep(code, match, tmp_path):
+  path = tmp_path / "sweep.py"
+  path.write_text(
+    f"CONFIG = 'configs/quickstart.py'\nget_sweep = lambda: [{{}}]\n{code}\n"
+  )
+  with pytest.raises(ValueError, match=match):
+    reading.sweep(str(path))
+  path.with_suffix(".txt").write_text("")
+  with pytest.raises(ValueError, match="expected a file of Python code"):
+    reading.sweep(str(path.with_suffix(".txt")))
 
 
 def test_errors_of_files(tmp_path):

@@ -18,14 +18,42 @@ def made():
 
 
 def test_harvests_are_remembered_as_they_were(made, tmp_path):
-  assert state.harvests(str(tmp_path), "configs/quickstart.py") == []
+  assert state.kept(str(tmp_path), "configs/quickstart.py") == plan.Kept()
   state.remember(str(tmp_path), made)
-  kept = state.harvests(str(tmp_path), "configs/quickstart.py")
+  kept = state.kept(str(tmp_path), "configs/quickstart.py")
   again = plan.make(made.sweep, kept)
   assert again.runs("x") == made.runs("x")
-  assert again.harvests[0] is kept[0]
+  assert again.harvests[0] is kept.harvests[0]
   with pytest.raises(ValueError, match="holds a sweep of configs/quickstart"):
-    state.harvests(str(tmp_path), "configs/zoo.py")
+    state.kept(str(tmp_path), "configs/zoo.py")
+
+
+def test_saes_stay_in_their_runs_wherever_their_entries_go(tmp_path):
+  def planned(*widths, site="res.5"):
+    """Plans with what is remembered; SAEs' widths by run."""
+    entries = tuple(
+      {"train.site": site, "recipe.width": width, "train.members": ()}
+      | {"train.sparsity_coefficients": (1e-4,)}
+      for width in widths
+    )
+    sweep = Sweep("configs/quickstart.py", entries, latents_per_run=3000)
+    made = plan.make(sweep, state.kept(str(tmp_path), sweep.config))
+    state.remember(str(tmp_path), made)
+    return made, [[each.width for each in x.recipes] for x in made.groups]
+
+  before, widths = planned(1024, 1536, 2048)
+  assert widths == [[1024, 1536], [2048]]
+  runs_before = before.runs("x")
+  after, widths = planned(512, 2048, 256, 1024, 1536)
+  assert widths == [[1024, 1536], [2048, 512, 256]]
+  assert after.groups[0].name == before.groups[0].name
+  assert after.runs("x")[1][0] == runs_before[1][0]
+  assert planned(512)[1] == [[512]]
+  assert planned(768, site="mlp.5")[1] == [[768]]
+  # All is as it was, when the entries come back.
+  again, widths = planned(1024, 1536, 2048)
+  assert widths == [[1024, 1536], [2048]]
+  assert again.runs("x") == runs_before
 
 
 def test_the_table_says_what_failed_and_why(made, tmp_path):
