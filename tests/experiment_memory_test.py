@@ -49,6 +49,17 @@ def test_a_batch_is_chosen_said_and_kept(config, tmp_path, capsys):
   )
 
 
+def test_a_batch_that_devices_cannot_share_is_said(config, capsys):
+  config.harvest.batch = 3
+  mesh = settings.mesh(config)
+  assert memory.harvest_batch(config, ("res.1",), mesh, 3) == 3
+  said = capsys.readouterr().err
+  assert "harvest.batch is 3, which is not split over the 2 devices" in said
+  config.harvest.batch = 4
+  assert memory.harvest_batch(config, ("res.1",), mesh, 3) == 4
+  assert not capsys.readouterr().err
+
+
 def test_what_can_not_be_chosen(config):
   choose = lambda: memory.harvest_batch(config, ("res.1",), None, 3)
   config.mesh.memory_gib = 1e-5

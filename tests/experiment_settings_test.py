@@ -137,3 +137,24 @@ def test_what_is_a_list_is_not_a_single_one(name, value):
 def test_members_that_make_no_sense_are_named(members, says):
   with pytest.raises(ValueError, match=says):
     settings.check(_config(members=members))
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    (
+      {"mesh.data": 3},
+      "batch_size is 1024; expected a multiple of mesh.data, 3",
+    ),
+    ({"lm.dtype": "foo"}, "lm.dtype is 'foo'; expected one of float32"),
+    (
+      {"lm.source": "google/gemma-2-2b", "train.site": "res.26"},
+      "site res.26: gemma-2-2b has layers 0..25",
+    ),
+  ],
+)
+def test_what_could_not_be_carried_out_is_refused_at_once(change, says):
+  config = quickstart.get_config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=says):
+    settings.check(config)

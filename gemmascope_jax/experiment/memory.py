@@ -40,7 +40,15 @@ def harvest_batch(
   Raises:
     ValueError: it can't be chosen, or not even the smallest fits.
   """
+  ways = 1 if mesh is None else mesh.shape[parallel.DATA]
   if config.harvest.batch:
+    if config.harvest.batch % ways and processes.is_first():
+      print(
+        f"harvest.batch is {config.harvest.batch}, which is not split over the"
+        f" {ways} devices of mesh.data: all of them do the same; a multiple of"
+        f" {ways} would be",
+        file=sys.stderr,
+      )
     return config.harvest.batch
   if config.harvest.parts > 1:
     raise ValueError(
@@ -54,7 +62,7 @@ def harvest_batch(
     return _of_the_first(record["batch"])
   found, said = batch_choice.choose(
     functools.partial(_measure, config, names, mesh, held),
-    ways=1 if mesh is None else mesh.shape[parallel.DATA],
+    ways=ways,
     window=config.data.window,
     limit=batch_choice.memory_limit(mesh, config.mesh.memory_gib),
   )

@@ -54,6 +54,11 @@ def check(config: Config) -> None:
         raise ValueError(
           f"{section}.{name} is {config[section][name]}; expected at least 1"
         )
+  if config.recipe.batch_size % config.mesh.data:
+    raise ValueError(
+      f"recipe.batch_size is {config.recipe.batch_size}; expected a multiple of"
+      f" mesh.data, {config.mesh.data}, which a batch is split over"
+    )
   if config.harvest.batch < 0 or config.mesh.memory_gib < 0:
     raise ValueError(
       f"harvest.batch is {config.harvest.batch}, mesh.memory_gib"
