@@ -72,6 +72,11 @@ def size(count: float) -> str:
   return f"{_digits(count / 1024**power)} {names[power]}"
 
 
+def money(dollars: float) -> str:
+  """Dollars as "$1,234", "$0.0015"."""
+  return f"${dollars:,.0f}" if dollars >= 10 else f"${dollars:.2g}"
+
+
 def duration(seconds: float) -> str:
   """Seconds as "3.2 hours"."""
   for unit, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
@@ -137,12 +142,10 @@ def _harvests(plan: Plan) -> list[Table]:
 def _training(plan: Plan) -> Table:
   rows = []
   for run in plan.runs:
-    for number, each in enumerate(run.members):
-      recipe = each.recipe
-      name = " ".join(filter(None, (run.name, f"SAE {number + 1}")))
+    for each in run.members:
       rows.append(
         (
-          f"{name}: {recipe.family}, {recipe.width:,} latents",
+          ": ".join(filter(None, (run.name, each.recipe.name))),
           f"{each.steps:,}",
           f"{each.step_seconds * 1000:.3g}",
           f"{each.flops:.3g}",
@@ -177,7 +180,7 @@ def _training(plan: Plan) -> Table:
 
 def _all_hours(plan: Plan) -> str:
   dollars = plan.device_hours * plan.machine.accelerator.dollars
-  return f"{_digits(plan.device_hours)} (${dollars:,.0f})"
+  return f"{_digits(plan.device_hours)} ({money(dollars)})"
 
 
 def _feeding(plan: Plan) -> list[Table]:
@@ -221,11 +224,11 @@ def _storing(plan: Plan) -> list[Table]:
     if not made.bytes:
       continue
     again = feeding.harvesting_dollars(made, plan.machine)
-    rows = [("making the activations once more", f"${again:,.0f}", "1")]
+    rows = [("making the activations once more", money(again), "1")]
     for days in (10, 30, 100):
       stored = feeding.storing_dollars(made, plan.machine, days)
       ratio = f"{stored / again:.2g}" if again else "-"
-      rows.append((f"storing for {days} days", f"${stored:,.0f}", ratio))
+      rows.append((f"storing for {days} days", money(stored), ratio))
     days = feeding.break_even_days(made, plan.machine)
     equal = f"equal after {days:,.0f} days"
     if not 0 < days < math.inf:
