@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.optimize
+import scipy  # its parts are loaded when they are used: optimize takes .5 s
 
 from gemmascope_jax.studies.estimate import Estimate, ratio
 
