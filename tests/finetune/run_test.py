@@ -1,7 +1,6 @@
 """Training learns what there is to learn, and survives being stopped."""
 
 import dataclasses
-import os
 import signal
 
 import jax
@@ -101,7 +100,7 @@ def test_it_goes_on_where_it_was_stopped(whole, tmp_path, monkeypatch):
   def stopped(*arguments):
     steps.append(len(steps))
     if len(steps) in (20, 21, 45):
-      os.kill(os.getpid(), signal.SIGTERM)
+      signal.raise_signal(signal.SIGTERM)
     return step(*arguments)
 
   monkeypatch.setattr(tuning, "_step", stopped)

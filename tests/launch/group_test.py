@@ -1,8 +1,8 @@
 """Processes of one run: told who they are, and ended together."""
 
-import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -80,13 +80,12 @@ def test_a_launcher_that_is_asked_to_end_asks_its_runs(tmp_path):
     f" (sys.executable, '-c', {code!r}))\n"
     "queue.work([run], 1, processes=2)"
   )
-  pid = os.spawnv(os.P_NOWAIT, sys.executable, ["python", "-c", launcher])
+  process = subprocess.Popen([sys.executable, "-c", launcher])
   logs = [tmp_path / "log.0.txt", tmp_path / "log.1.txt"]
   until = time.monotonic() + 20
   while not all(x.exists() and "ready" in x.read_text() for x in logs):
     assert time.monotonic() < until
     time.sleep(0.05)
-  os.kill(pid, signal.SIGTERM)
-  _, status = os.waitpid(pid, 0)
-  assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+  process.terminate()
+  assert process.wait(20) == 128 + signal.SIGTERM
   assert all("asked" in log.read_text() for log in logs)
