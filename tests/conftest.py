@@ -5,6 +5,7 @@ need more devices than there are skip themselves.
 """
 
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -40,6 +41,13 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_collection_finish():
+  """Spares the collector what stays: else it takes a tenth of the time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.hookimpl(wrapper=True)

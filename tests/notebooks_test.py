@@ -105,6 +105,7 @@ def test_a_reader_on_the_web_sees_its_figures(name):
   assert "You will see" in opening and "**Takes**" in opening
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _SMALL)
 def test_it_runs_and_shows_what_it_showed(name, place, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -11,8 +11,6 @@ import os
 import pathlib
 import runpy
 import sys
-import traceback
-from collections.abc import Callable
 
 from absl import app, flags
 
@@ -20,6 +18,7 @@ import gemmascope_jax.experiment
 import gemmascope_jax.report
 import gemmascope_jax.sae.train_step  # noqa: F401
 from gemmascope_jax.experiment import runs, settings
+from tests import forked
 
 
 def main() -> None:
@@ -31,27 +30,11 @@ def main() -> None:
     given = [each for each in arguments if not each.startswith("--flagfile=")]
     by_module[module].append(given)
   wrong = sum(
-    not _in_a_fork(functools.partial(_parse, module, every))
+    forked.status_of(functools.partial(_parse, module, every)) != 0
     for module, every in by_module.items()
   )
   print(f"{len(commands)} commands of {len(by_module)} binaries, {wrong} wrong")
   sys.exit(bool(wrong))
-
-
-def _in_a_fork(call: Callable[[], None]) -> bool:
-  """Calls it where it changes nothing here; whether all went well."""
-  sys.stdout.flush()
-  child = os.fork()
-  if child:
-    return not os.waitpid(child, 0)[1]
-  status = 1
-  try:
-    call()
-    status = 0
-  except BaseException:
-    traceback.print_exc()
-  sys.stderr.flush()
-  os._exit(status)
 
 
 def _parse(module: str, every: list[list[str]]) -> None:
@@ -59,7 +42,7 @@ def _parse(module: str, every: list[list[str]]) -> None:
     del binary_main, argv
     # Flags of configs can be parsed but once.
     wrong = sum(
-      not _in_a_fork(functools.partial(check, flags_parser, arguments))
+      forked.status_of(functools.partial(check, flags_parser, arguments)) != 0
       for arguments in every
     )
     os._exit(wrong)

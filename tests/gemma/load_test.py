@@ -61,6 +61,7 @@ def _sotu(lm, windows):
   return np.pad(ids, ((0, 0), (1, 0)), constant_values=lm.tokenizer.bos_id)
 
 
+@pytest.mark.slow
 def test_the_demos_loss_on_real_text(lm):
   tokens = _sotu(lm, 3)
   losses = jax.jit(

@@ -142,6 +142,7 @@ def test_a_mesh_never_gathers_parameters_or_logits():
     assert f" {other}" not in text
 
 
+@pytest.mark.slow
 def test_gemma2_2b_with_its_loss_compiles_at_full_size():
   config = gemma.preset("gemma-2-2b")
   params = jax.eval_shape(lambda: gemma.init(config, jax.random.key(0)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from gemmascope_jax import metrics, training
 from gemmascope_jax.sae.config import Recipe
@@ -59,6 +60,7 @@ def run(count, folder):
   return lines, saes
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_saes_of_one(tmp_path):
   (one, one_saes), (two, two_saes) = (
     run(count, tmp_path / str(count)) for count in (1, 2)

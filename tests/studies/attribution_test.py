@@ -51,8 +51,10 @@ def _gradient(lm, site, tokens, counted=None, **options):
   )
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("softcap", [True, False])
+@pytest.mark.parametrize(
+  ("site", "softcap"),
+  [*((site, True) for site in SITES), ("res.0", False), ("att.2", False)],
+)
 def test_own_gradients_are_those_of_one_logit_at_a_time(lm, site, softcap):
   tokens = _tokens()
   found = _gradient(lm, site, tokens, softcap=softcap)
@@ -108,8 +110,10 @@ def test_gradients_equal_central_differences(lm):
   )
 
 
-@pytest.mark.parametrize("case", ["gemma2", "gemma3"])
-@pytest.mark.parametrize("kind", ["res", "mlp", "att"])
+@pytest.mark.parametrize(
+  ("kind", "case"),
+  [("res", "gemma2"), ("mlp", "gemma3"), ("att", "gemma2"), ("att", "gemma3")],
+)
 def test_gradients_equal_torch_autograd(case, kind):
   """Hugging Face's model, hooked where the site is; position by position."""
   import torch
@@ -229,8 +233,10 @@ def _sae(lm, site, seed=0, latents=40, **config):
   return SAE(params, SAEConfig(site=site, **config))
 
 
-@pytest.mark.parametrize("site", ["res.1", "mlp.1", "att.0"])
-@pytest.mark.parametrize("at", ["x", "x_hat"])
+@pytest.mark.parametrize(
+  ("site", "at"),
+  [("res.1", "x"), ("mlp.1", "x_hat"), ("att.0", "x"), ("att.0", "x_hat")],
+)
 def test_sums_equal_a_direct_computation(lm, site, at):
   tokens, sae = _tokens(), _sae(lm, site)
   # A latent that is never active, and one that nothing reads.

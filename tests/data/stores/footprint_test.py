@@ -169,6 +169,7 @@ def test_shapes_are_those_that_are_read():
   )
 
 
+@pytest.mark.slow
 def test_gemma_2_27b_on_16_devices():
   done = subprocess.run(
     [sys.executable, SCRIPT], capture_output=True, text=True, timeout=240
