@@ -135,6 +135,7 @@ def test_frequencies_are_the_softmax(temperature):
     assert stats.chisquare(counts, expected).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_rare_words_of_a_large_vocabulary_come_as_often_as_they_should():
   # 262,143 words share 2%: with 23 bits of noise 7 of 800 would be theirs.
   words, draws = 1 << 18, 800

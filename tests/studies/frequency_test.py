@@ -46,6 +46,7 @@ def test_what_was_planted_is_found(planted, tmp_path):
     assert arrays["a|stderr"].shape == (80,)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_repeated_studies():
   """Latents of many rates: which are above 1 % differs between studies."""
   rng = np.random.default_rng(1)
