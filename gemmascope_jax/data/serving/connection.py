@@ -93,10 +93,8 @@ class Connection:
     self, ticket: protocol.Ticket
   ) -> Iterator[tuple[protocol.Head, slice | np.ndarray, np.ndarray]]:
     """The messages of a ticket, see `protocol.unpack`; raises as `action`."""
-    with self._client() as client, self._translated():
-      # Unlike the call after it, this one ends where nobody answers.
-      list(client.do_action(("ping", b""), self._options(min(_CALL, SILENCE))))
-      reader = self._get(client, flight.Ticket(ticket.to_bytes()))
+    with self._translated():
+      client, reader = self._begin(flight.Ticket(ticket.to_bytes()))
       with self._lock:
         self._reader = reader
         if self._cancelled:
@@ -112,19 +110,42 @@ class Connection:
             self._waiting_since = None
           yield protocol.unpack(chunk.data, chunk.app_metadata)
       finally:
-        reader.cancel()
+        with self._lock:
+          self._reader = None
+        _close(client, reader)
 
-  def _get(
-    self, client: flight.FlightClient, ticket: flight.Ticket
-  ) -> flight.FlightStreamReader:
-    """`do_get`, which by itself waits for an answer for ever."""
+  def _begin(
+    self, ticket: flight.Ticket
+  ) -> tuple[flight.FlightClient, flight.FlightStreamReader]:
+    """A client and its `do_get`, which by itself waits for an answer for ever.
+
+    Both belong to a thread until they are taken: to close a client while it is
+    called ends the process.
+    """
     answer: queue.SimpleQueue = queue.SimpleQueue()
+    given_up = threading.Event()
 
     def call():
       try:
-        answer.put(client.do_get(ticket, self._options(None)))
+        client = self._client()
+        try:
+          # Unlike the call after it, this one ends where nobody answers.
+          ping = client.do_action(("ping", b""), self._options(_CALL))
+          list(ping)
+          answer.put((client, client.do_get(ticket, self._options(None))))
+        except Exception:
+          client.close()
+          raise
       except Exception as error:  # noqa: BLE001 - raised below
         answer.put(error)
+      if given_up.is_set():
+        drop()
+
+    def drop():
+      with contextlib.suppress(queue.Empty):
+        found = answer.get_nowait()
+        if not isinstance(found, Exception):
+          _close(*found)
 
     threading.Thread(target=call, name="do_get", daemon=True).start()
     deadline = time.monotonic() + SILENCE
@@ -136,6 +157,10 @@ class Connection:
       if isinstance(found, Exception):
         raise found
       return found
+    given_up.set()
+    drop()
+    if self._cancelled:
+      raise LostConnectionError("cancelled")
     raise LostConnectionError(f"it answered nothing for {SILENCE:.0f} s")
 
   def cancel(self) -> None:
@@ -150,7 +175,8 @@ class Connection:
     since = self._waiting_since
     if since is not None and time.monotonic() - since > SILENCE:
       with self._lock:
-        self._reader.cancel()
+        if self._reader is not None:
+          self._reader.cancel()
 
   @contextlib.contextmanager
   def _translated(self) -> Iterator[None]:
@@ -173,6 +199,13 @@ class Connection:
 
   def _options(self, seconds: float | None) -> flight.FlightCallOptions:
     return flight.FlightCallOptions(timeout=seconds, headers=self._headers)
+
+
+def _close(
+  client: flight.FlightClient, reader: flight.FlightStreamReader
+) -> None:
+  reader.cancel()
+  client.close()
 
 
 def _first_line(error: Exception) -> str:
