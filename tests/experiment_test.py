@@ -319,6 +319,7 @@ def test_saes_of_another_configuration_are_not_evaluated(done, change, says):
     experiment.evaluate(config)
 
 
+@pytest.mark.slow
 def test_lambdas_are_found_by_short_runs(done, tmp_path):
   config = done[0].copy_and_resolve_references()
   config.workdir = str(tmp_path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # its parts are loaded when they are used: stats takes a second
 
 from gemmascope_jax.circuits import edges as edges_
 from gemmascope_jax.circuits import nodes as nodes_

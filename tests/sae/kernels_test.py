@@ -28,6 +28,7 @@ def _ask(cache, **environment):
 
 
 @pytest.mark.skipif(not kernels.available(), reason="no C++ compiler")
+@pytest.mark.slow
 def test_the_kernels_are_compiled_once(tmp_path):
   assert "available True" in _ask(tmp_path).stdout
   (library,) = (tmp_path / "kernels").iterdir()

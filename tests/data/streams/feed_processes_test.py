@@ -38,7 +38,9 @@ def run(root, kind, count, folder):
   return [np.load(out) for out in outs]
 
 
-@pytest.mark.parametrize("kind", ["bucket", "global"])
+@pytest.mark.parametrize(
+  "kind", [pytest.param("bucket", marks=pytest.mark.slow), "global"]
+)
 def test_every_row_once_an_epoch_in_one_order(store, tmp_path, kind):
   every = store.read(SITE, 0, store.rows)
   order = Order(900, 60, Shuffle(3, kind, bucket_rows=256, block_rows=16))

@@ -65,6 +65,7 @@ def test_integers_round_matrices_by_output_and_leave_norms(format, levels):
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fewer_bits_change_more():
   exact = _logits(LM)
   gaps = [
