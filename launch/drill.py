@@ -5,7 +5,8 @@
 
 Each drill starts harvesting or training as two processes on this machine, on
 the packaged model, does something to them, runs the same command again and
-compares every byte of store and SAE with a run that nothing happened to.
+compares every byte of store and SAE with a run that nothing happened to. Don't
+commit meanwhile: files name the code's version.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 
 from absl import app, flags
 
+from gemmascope_jax import artifacts
 from launch.drills import faults, rig, table
 
 _ONLY = flags.DEFINE_string(
@@ -38,7 +40,7 @@ def main(argv) -> None:
   ]
   if not drills:
     sys.exit(f"error: --only={_ONLY.value}: there is no such drill")
-  results = []
+  results, version = [], artifacts.code_version()
   with tempfile.TemporaryDirectory(prefix="drills_") as name:
     folder = pathlib.Path(name)
     print("undisturbed: harvest, train", flush=True)
@@ -63,6 +65,11 @@ def main(argv) -> None:
         flush=True,
       )
       shutil.rmtree(workdir, ignore_errors=True)
+  if artifacts.code_version() != version:
+    sys.exit(
+      f"error: the code was {version} and is {artifacts.code_version()}, which"
+      " files name, so that their bytes differ: run the drills again"
+    )
   if _PAGE.value:
     table.write(pathlib.Path(_PAGE.value), table.rows(results))
   failed = sum(not outcome.passed for _, outcome in results)
