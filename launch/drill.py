@@ -65,10 +65,11 @@ def main(argv) -> None:
         flush=True,
       )
       shutil.rmtree(workdir, ignore_errors=True)
-  if artifacts.code_version() != version:
+  artifacts.code_version.cache_clear()
+  if (now := artifacts.code_version()) != version:
     sys.exit(
-      f"error: the code was {version} and is {artifacts.code_version()}, which"
-      " files name, so that their bytes differ: run the drills again"
+      f"error: the code was {version} and is {now}, which files name, so that"
+      " their bytes differ: run the drills again"
     )
   if _PAGE.value:
     table.write(pathlib.Path(_PAGE.value), table.rows(results))
