@@ -30,6 +30,7 @@ def run(
     capture_output=True,
     text=True,
     check=False,
+    timeout=300,
   )
   assert done.returncode == 0, done.stderr
   return [

@@ -54,10 +54,8 @@ def _digest(folder: pathlib.Path) -> str:
   return artifacts.sha256_file(folder / gemma_scope.ARRAYS)
 
 
-# Not os.kill, whose signal another thread may be given, and the main one late.
-
-
 def _interrupt():
+  # Not os.kill, whose signal another thread may be given, and the main one late.
   signal.raise_signal(signal.SIGINT)
 
 

@@ -13,7 +13,7 @@ SCHEMA = pa.schema([("x", pa.int8())])
 
 
 class _Server(flight.FlightServerBase):
-  """Answers a ticket late, with nothing."""
+  """Answers a ticket late, and then without end."""
 
   def __init__(self, seconds):
     super().__init__("grpc://127.0.0.1:0")

@@ -60,9 +60,13 @@ def test_errors_are_short():
   expected = {
     "--servers=3": "--servers does nothing without --simulate",
     "--peak_tflops=-5": "--peak_tflops=-5.0: expected 0 or more",
-    "--simulate --config.data.source=live": 'data.source is "live": a trainer makes its own activations',
+    "--simulate --config.data.source=live": (
+      'data.source is "live": a trainer makes its own activations'
+    ),
     "--model=gpt2": "--model=gpt2: expected one of gemma-2-2b",
-    "--model=gemma-2-2b": "--model=gemma-2-2b, but lm.source is 'demo': leave --model out",
+    "--model=gemma-2-2b": (
+      "--model=gemma-2-2b, but lm.source is 'demo': leave --model out"
+    ),
     "--config.lm.dtype=foo": "lm.dtype is 'foo'; expected one of float32",
     "--config.train.site=res.18": "site res.18: gemma-3-270m has layers 0..17",
     "--config=configs/finetune.py": "this is no config of SAEs",

@@ -23,8 +23,9 @@ def _setting(seed=0):
   return store, made.sae(w_enc, threshold=threshold)
 
 
+@pytest.mark.parametrize("k", [None, 3])
 @pytest.mark.parametrize(
-  ("block", "k"), [(1, None), (7, 3), (64, None), (64, 3), (10_000, 3)]
+  "block", [pytest.param(1, marks=pytest.mark.slow), 7, 64, 10_000]
 )
 def test_every_statistic_equals_a_dense_computation(block, k):
   store, sae = _setting()
