@@ -18,7 +18,7 @@ class _Server(flight.FlightServerBase):
   def __init__(self, seconds):
     super().__init__("grpc://127.0.0.1:0")
     self.address = f"grpc://127.0.0.1:{self.port}"
-    self.ended = 0
+    self.ended, self.closing = 0, False
     self._seconds = seconds
 
   def do_action(self, context, action):
@@ -30,7 +30,7 @@ class _Server(flight.FlightServerBase):
 
   def _without_end(self):
     try:
-      while True:
+      while not self.closing:
         yield pa.record_batch([pa.array([1], pa.int8())], schema=SCHEMA)
     finally:
       self.ended += 1
@@ -51,6 +51,7 @@ def serve():
 
   yield start
   for server in servers:
+    server.closing = True  # or it would wait for those who read
     server.shutdown()
 
 
